@@ -1,0 +1,12 @@
+//! Continuous batching over a paged KV cache.
+//!
+//! Two halves that meet in `engine.rs` alone. The scheduler half (`request`, `batch`, `scheduler`, `kv`) holds
+//! integers: sequences, pages, the prefix tree. The device half (`model`, `runner`) is generic over
+//! [`minisgl_kernels::Backend`] and never changes a sequence.
+#![forbid(unsafe_code)]
+
+pub mod batch;
+mod error;
+pub mod request;
+
+pub use error::{EngineError, Result};

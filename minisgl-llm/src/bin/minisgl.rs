@@ -1,0 +1,3 @@
+//! The `minisgl` command.
+
+fn main() {}
