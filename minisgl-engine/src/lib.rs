@@ -6,7 +6,12 @@
 #![forbid(unsafe_code)]
 
 pub mod batch;
+pub mod config;
+mod engine;
 mod error;
+pub mod model;
 pub mod request;
+mod runner;
 
+pub use engine::{Engine, EngineInfo, LoadProgress, Stats, Submission};
 pub use error::{EngineError, Result};

@@ -1,0 +1,201 @@
+//! The settings of an engine, complete and typed. Nothing below reads the environment or the command line.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use minisgl_kernels::DType;
+
+/// Everything that an engine is started with.
+#[derive(Clone, Debug)]
+pub struct EngineConfig {
+    /// A directory of Hugging Face files: `config.json`, `*.safetensors`.
+    pub model_path: PathBuf,
+    /// Dtype of weights, activations and KV; `None` follows the checkpoint.
+    pub dtype: Option<DType>,
+    /// Where to compute.
+    pub device: Device,
+    /// Sequences in flight.
+    pub max_running_req: usize,
+    /// Prefill token budget of a step: the chunk size.
+    pub max_extend_tokens: usize,
+    /// Tokens in a KV page: a power of two from 1 to 256.
+    pub page_size: usize,
+    /// Kernel families for prefill and decode.
+    pub attention_backend: AttentionBackend,
+    /// Decode batch sizes captured as CUDA graphs; `Some(vec![])` turns graphs off.
+    pub cuda_graph_bs: Option<Vec<usize>>,
+    /// Largest decode batch captured where `cuda_graph_bs` is `None`; `Some(0)` turns graphs off.
+    pub cuda_graph_max_bs: Option<usize>,
+    /// Share of the device's memory that the engine may hold in all, in (0, 1]. On the CPU it is a share of what
+    /// is free at start. `None`: 0.9 on CUDA, 0.5 on the CPU.
+    pub memory_ratio: Option<f64>,
+    /// Exact number of KV pages.
+    pub num_page_override: Option<usize>,
+    /// Longest sequence, else the model's `max_position_embeddings`, or what the pages hold if less.
+    pub max_seq_len_override: Option<usize>,
+    /// Prefix cache.
+    pub cache_type: CacheType,
+    /// Random weights from `config.json` alone.
+    pub use_dummy_weight: bool,
+    /// Base of the counter-based random numbers.
+    pub seed: u64,
+    /// Whether step k+1 is planned and launched before the results of step k are read. `None`: where the device
+    /// is asynchronous.
+    pub overlap: Option<bool>,
+    /// CPU threads; `None` takes all.
+    pub threads: Option<usize>,
+}
+
+impl EngineConfig {
+    /// The defaults for the model in `model_path`.
+    pub fn new(model_path: impl Into<PathBuf>) -> Self {
+        Self {
+            model_path: model_path.into(),
+            dtype: Some(DType::BF16),
+            device: Device::Auto,
+            max_running_req: 256,
+            max_extend_tokens: 8192,
+            page_size: 16,
+            attention_backend: AttentionBackend::default(),
+            cuda_graph_bs: None,
+            cuda_graph_max_bs: None,
+            memory_ratio: None,
+            num_page_override: None,
+            max_seq_len_override: None,
+            cache_type: CacheType::Radix,
+            use_dummy_weight: false,
+            seed: 0,
+            overlap: None,
+            threads: None,
+        }
+    }
+}
+
+/// Where to compute.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Device {
+    /// The first GPU if there is one and the program was built for it, else the CPU.
+    #[default]
+    Auto,
+    /// The CPU.
+    Cpu,
+    /// The GPU of this ordinal.
+    Cuda(usize),
+}
+
+impl FromStr for Device {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Self, String> {
+        match name {
+            "auto" => Ok(Device::Auto),
+            "cpu" => Ok(Device::Cpu),
+            "cuda" => Ok(Device::Cuda(0)),
+            _ => name
+                .strip_prefix("cuda:")
+                .and_then(|ordinal| ordinal.parse().ok())
+                .map(Device::Cuda)
+                .ok_or_else(|| format!("unknown device '{name}': expected auto, cpu, cuda or cuda:N")),
+        }
+    }
+}
+
+impl fmt::Display for Device {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Device::Auto => f.write_str("auto"),
+            Device::Cpu => f.write_str("cpu"),
+            Device::Cuda(ordinal) => write!(f, "cuda:{ordinal}"),
+        }
+    }
+}
+
+/// Which prefix cache.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum CacheType {
+    /// A radix tree over pages of tokens.
+    #[default]
+    Radix,
+    /// None: every prompt is computed in full.
+    Naive,
+}
+
+impl FromStr for CacheType {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Self, String> {
+        match name {
+            "radix" => Ok(CacheType::Radix),
+            "naive" => Ok(CacheType::Naive),
+            _ => Err(format!("unknown cache_type '{name}': expected radix or naive")),
+        }
+    }
+}
+
+/// A family of attention kernels.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum AttnFamily {
+    /// The fastest that runs.
+    #[default]
+    Auto,
+    /// FlashAttention-style tiling over packed queries.
+    Fa,
+    /// FlashInfer-style split-KV over a work list.
+    Fi,
+    /// Pages of 16, 32 or 64 tokens moved whole.
+    Trtllm,
+}
+
+impl fmt::Display for AttnFamily {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            AttnFamily::Auto => "auto",
+            AttnFamily::Fa => "fa",
+            AttnFamily::Fi => "fi",
+            AttnFamily::Trtllm => "trtllm",
+        })
+    }
+}
+
+impl FromStr for AttnFamily {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Self, String> {
+        match name {
+            "auto" => Ok(AttnFamily::Auto),
+            "fa" => Ok(AttnFamily::Fa),
+            "fi" => Ok(AttnFamily::Fi),
+            "trtllm" => Ok(AttnFamily::Trtllm),
+            _ => Err(format!("unknown attention backend '{name}': expected auto, fa, fi or trtllm")),
+        }
+    }
+}
+
+/// The attention kernels for prefill and for decode, written `fa`, or `fa,fi` for one each.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct AttentionBackend {
+    /// For steps with a chunk of a prompt.
+    pub prefill: AttnFamily,
+    /// For steps in which every sequence has one query.
+    pub decode: AttnFamily,
+}
+
+impl FromStr for AttentionBackend {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Self, String> {
+        let (prefill, decode) = name.split_once(',').unwrap_or((name, name));
+        Ok(Self { prefill: prefill.trim().parse()?, decode: decode.trim().parse()? })
+    }
+}
+
+impl fmt::Display for AttentionBackend {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.prefill == self.decode {
+            self.prefill.fmt(f)
+        } else {
+            write!(f, "{},{}", self.prefill, self.decode)
+        }
+    }
+}

@@ -1,0 +1,1 @@
+//! Models: what a directory holds, and the decoder.
