@@ -15,3 +15,4 @@ mod runner;
 
 pub use engine::{Engine, EngineInfo, LoadProgress, Stats, Submission};
 pub use error::{EngineError, Result};
+pub use minisgl_kernels::{DType, MAX_LOGPROBS};
