@@ -244,6 +244,8 @@ pub struct KvLayer<Buf> {
     pub k: Tensor<Buf>,
     /// Values, `[num_slots, num_kv_heads * head_dim]`.
     pub v: Tensor<Buf>,
+    /// Tokens in a page, as in [`AttnSpec::page_size`]: page copies need it before any spec is at hand.
+    pub page_size: usize,
 }
 
 /// What the device keeps about each running sequence between steps. A sequence holds one row.
