@@ -1,6 +1,8 @@
 use std::fmt;
 use std::str::FromStr;
 
+use half::{bf16, f16};
+
 /// Element type of a tensor of floats.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum DType {
@@ -30,6 +32,24 @@ impl DType {
             DType::BF16 => 1.0 / 128.0,
             DType::F16 => 1.0 / 1024.0,
             DType::F32 => f32::EPSILON as f64,
+        }
+    }
+
+    /// The values of little-endian `bytes`; a last partial element is left out.
+    pub fn widen(self, bytes: &[u8]) -> Vec<f32> {
+        match self {
+            DType::BF16 => bytes.chunks_exact(2).map(|b| bf16::from_le_bytes([b[0], b[1]]).to_f32()).collect(),
+            DType::F16 => bytes.chunks_exact(2).map(|b| f16::from_le_bytes([b[0], b[1]]).to_f32()).collect(),
+            DType::F32 => bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect(),
+        }
+    }
+
+    /// `values` rounded to nearest even, as little-endian bytes.
+    pub fn narrow(self, values: &[f32]) -> Vec<u8> {
+        match self {
+            DType::BF16 => values.iter().flat_map(|&x| bf16::from_f32(x).to_le_bytes()).collect(),
+            DType::F16 => values.iter().flat_map(|&x| f16::from_f32(x).to_le_bytes()).collect(),
+            DType::F32 => values.iter().flat_map(|x| x.to_le_bytes()).collect(),
         }
     }
 }
