@@ -1,0 +1,245 @@
+// The C contract between the CUDA kernels (csrc/) and the Rust wrappers (src/cuda/).
+//
+// A launcher takes one params struct and a stream, enqueues, and returns a status: 0 or a cudaError_t value, or
+// one of the negative codes below. It never allocates, synchronises, prints, exits or throws, and it checks
+// nothing that its Rust wrapper has checked. Every pointer is device memory and is commented with
+// `[shape] dtype`; strides are in elements; sizes that multiply are 64-bit.
+//
+// No CUDA header is needed to read this one: src/cuda/bindings.rs is generated from it.
+#ifndef MINISGL_KERNELS_H
+#define MINISGL_KERNELS_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+// ---- Common ----------------------------------------------------------------------------------------------
+
+// A CUstream, which is a cudaStream_t.
+typedef struct msgl_stream_s *msgl_stream;
+
+// Statuses that are not a cudaError_t.
+#define MSGL_ERROR_UNSUPPORTED (-1)  // no kernel for these sizes or dtypes
+
+// An entry of slots or seq_rows that is not used.
+#define MSGL_PADDING 0xffffffffu
+// Most log probabilities reported with a sampled token.
+#define MSGL_MAX_LOGPROBS 20
+
+typedef enum msgl_dtype { MSGL_BF16 = 0, MSGL_F16 = 1, MSGL_F32 = 2 } msgl_dtype;
+
+// Name and text of a status, as static strings.
+const char *msgl_status_name(int status);
+const char *msgl_status_text(int status);
+
+// ---- Embedding -------------------------------------------------------------------------------------------
+
+typedef struct msgl_embedding_params {
+  void *out;                    // [num_tokens, cols] dtype
+  const void *table;            // [table_rows, cols] dtype
+  const int32_t *token_ids;     // [num_tokens] i32; -1 - row reads last_tokens[row]
+  const uint32_t *last_tokens;  // [max_rows] u32
+  uint32_t num_tokens;
+  uint32_t cols;
+  uint32_t table_rows;
+  uint32_t max_rows;
+  msgl_dtype dtype;
+} msgl_embedding_params;
+
+int msgl_embedding(const msgl_embedding_params *params, msgl_stream stream);
+
+// ---- RMSNorm ---------------------------------------------------------------------------------------------
+
+typedef struct msgl_rms_norm_params {
+  void *out;           // [rows, cols] dtype
+  void *residual;      // [rows, cols] dtype, gets += x rounded to dtype; null: plain RMSNorm of x
+  const void *x;       // [rows, cols] dtype
+  const void *weight;  // [cols] dtype
+  uint32_t rows;
+  uint32_t cols;
+  float eps;
+  msgl_dtype dtype;
+} msgl_rms_norm_params;
+
+int msgl_rms_norm(const msgl_rms_norm_params *params, msgl_stream stream);
+
+// ---- Query and key norm, rotary embedding, store to the paged KV -----------------------------------------
+
+typedef struct msgl_rope_store_kv_params {
+  void *qkv;                  // [num_tokens, (num_heads + 2 * num_kv_heads) * head_dim] dtype
+  const void *q_norm;         // [head_dim] dtype, or null
+  const void *k_norm;         // [head_dim] dtype, or null
+  const float *rope;          // [max_position, head_dim] f32: cosines, then sines
+  const uint32_t *positions;  // [num_tokens] u32
+  const uint32_t *slots;      // [num_tokens] u32, or MSGL_PADDING
+  void *k;                    // [num_slots, num_kv_heads * head_dim] dtype
+  void *v;                    // [num_slots, num_kv_heads * head_dim] dtype
+  uint64_t num_slots;
+  uint32_t num_tokens;
+  uint32_t num_heads;
+  uint32_t num_kv_heads;
+  uint32_t head_dim;
+  uint32_t max_position;
+  float eps;
+  msgl_dtype dtype;
+} msgl_rope_store_kv_params;
+
+int msgl_rope_store_kv(const msgl_rope_store_kv_params *params, msgl_stream stream);
+
+// ---- Gated activation ------------------------------------------------------------------------------------
+
+typedef enum msgl_activation { MSGL_SILU = 0, MSGL_GELU = 1, MSGL_GELU_TANH = 2 } msgl_activation;
+
+typedef struct msgl_act_mul_params {
+  void *out;            // [rows, ffn] dtype
+  const void *gate_up;  // [rows, 2 * ffn] dtype
+  uint32_t rows;
+  uint32_t ffn;
+  msgl_activation activation;
+  msgl_dtype dtype;
+} msgl_act_mul_params;
+
+int msgl_act_mul(const msgl_act_mul_params *params, msgl_stream stream);
+
+// ---- Rows: gather, broadcast, convert, noise -------------------------------------------------------------
+
+typedef struct msgl_gather_samples_params {
+  void *out;                      // [num_samples, cols] dtype
+  const void *x;                  // [x_rows, cols] dtype
+  const uint32_t *sample_tokens;  // [num_samples] u32
+  uint32_t num_samples;
+  uint32_t x_rows;
+  uint32_t cols;
+  msgl_dtype dtype;
+} msgl_gather_samples_params;
+
+int msgl_gather_samples(const msgl_gather_samples_params *params, msgl_stream stream);
+
+typedef struct msgl_broadcast_row_params {
+  void *out;        // [rows, cols] out_dtype
+  const void *row;  // [cols] row_dtype
+  uint32_t rows;
+  uint32_t cols;
+  msgl_dtype out_dtype;
+  msgl_dtype row_dtype;
+} msgl_broadcast_row_params;
+
+int msgl_broadcast_row(const msgl_broadcast_row_params *params, msgl_stream stream);
+
+typedef struct msgl_convert_params {
+  void *out;        // [num_elems] out_dtype
+  const void *src;  // [num_elems] src_dtype; may be pinned host memory
+  uint64_t num_elems;
+  msgl_dtype out_dtype;
+  msgl_dtype src_dtype;
+} msgl_convert_params;
+
+int msgl_convert(const msgl_convert_params *params, msgl_stream stream);
+
+typedef struct msgl_fill_random_params {
+  void *out;  // [num_elems] dtype
+  uint64_t num_elems;
+  uint64_t seed;
+  float mean;
+  float std;
+  msgl_dtype dtype;
+} msgl_fill_random_params;
+
+int msgl_fill_random(const msgl_fill_random_params *params, msgl_stream stream);
+
+// ---- Start and end of a step -----------------------------------------------------------------------------
+
+typedef struct msgl_begin_step_params {
+  void *inputs;          // [inputs_bytes] bytes: the step's packed sections, 16-byte aligned
+  const void *staging;   // [inputs_bytes + updates] bytes: what was uploaded
+  uint32_t *page_table;  // [max_rows, max_pages] u32
+  const uint32_t *page_updates;  // [num_page_updates, 3] u32: row, idx, page; no two of one (row, idx)
+  uint64_t inputs_bytes;         // a multiple of 16
+  uint32_t num_page_updates;
+  uint32_t max_rows;
+  uint32_t max_pages;
+} msgl_begin_step_params;
+
+int msgl_begin_step(const msgl_begin_step_params *params, msgl_stream stream);
+
+typedef struct msgl_reset_counts_params {
+  uint16_t *token_counts;   // [max_rows, vocab] u16: bit 15 is 'in the prompt', bits 0..14 count
+  const uint32_t *resets;   // [num_resets, 4] u32: row, num_prompt, first token, number of tokens
+  const uint32_t *tokens;   // [sum of lengths] u32
+  uint32_t num_resets;
+  uint32_t max_rows;
+  uint32_t vocab;
+  uint32_t max_tokens;      // the largest number of tokens of one reset
+} msgl_reset_counts_params;
+
+int msgl_reset_counts(const msgl_reset_counts_params *params, msgl_stream stream);
+
+typedef struct msgl_copy_pages_params {
+  void *k;                // [num_pages, page_bytes] bytes
+  void *v;                // [num_pages, page_bytes] bytes
+  const uint32_t *pairs;  // [num_pairs, 2] u32: from, to; no page is both a target and anything else
+  uint64_t page_bytes;
+  uint32_t num_pairs;
+  uint32_t num_pages;
+} msgl_copy_pages_params;
+
+int msgl_copy_pages(const msgl_copy_pages_params *params, msgl_stream stream);
+
+typedef struct msgl_read_back_params {
+  uint32_t *dst;                 // pinned host memory: tokens, then, where asked for, logprobs, top tokens, top logprobs
+  const uint32_t *tokens;        // [num_samples] u32
+  const uint32_t *logprobs;      // [num_samples] f32, or null
+  const uint32_t *top_tokens;    // [num_samples, MSGL_MAX_LOGPROBS] u32, or null
+  const uint32_t *top_logprobs;  // [num_samples, MSGL_MAX_LOGPROBS] f32, or null
+  uint32_t num_samples;
+} msgl_read_back_params;
+
+int msgl_read_back(const msgl_read_back_params *params, msgl_stream stream);
+
+// ---- Sampling --------------------------------------------------------------------------------------------
+
+// How to draw one token: `SampleParams` of the Rust side, which says what each field means.
+typedef struct msgl_sample_spec {
+  uint32_t seq_row;
+  uint32_t position;
+  uint64_t seed;
+  float temperature;
+  int32_t top_k;
+  float top_p;
+  float min_p;
+  float presence_penalty;
+  float frequency_penalty;
+  float repetition_penalty;
+  int32_t num_logprobs;
+} msgl_sample_spec;
+
+typedef struct msgl_sample_params {
+  const void *logits;                 // [num_samples, vocab] dtype
+  const msgl_sample_spec *samples;  // [num_samples]
+  uint32_t *last_tokens;              // [max_rows] u32
+  uint16_t *token_counts;             // [max_rows, vocab] u16
+  uint32_t *tokens;                   // [num_samples] u32
+  float *logprobs;                    // [num_samples] f32
+  uint32_t *top_tokens;               // [num_samples, MSGL_MAX_LOGPROBS] u32
+  float *top_logprobs;                // [num_samples, MSGL_MAX_LOGPROBS] f32
+  void *scratch;                      // [num_samples * msgl_sample_scratch_bytes()] bytes
+  uint32_t num_samples;
+  uint32_t vocab;
+  uint32_t max_rows;
+  msgl_dtype dtype;
+} msgl_sample_params;
+
+// Bytes of scratch for each sample.
+size_t msgl_sample_scratch_bytes(void);
+int msgl_sample(const msgl_sample_params *params, msgl_stream stream);
+
+// ---- Attention -------------------------------------------------------------------------------------------
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif  // MINISGL_KERNELS_H
