@@ -69,9 +69,9 @@ impl StepInputs {
 
 /// How to draw the next token of one sequence.
 ///
-/// The distribution, in this order: penalties on the logits, then `softmax(logits / temperature)`, then top-k,
-/// then top-p on what top-k left (renormalised), then min-p relative to the largest probability. Tokens that
-/// tie with the last one kept by top-k or top-p are kept too. The draw is Gumbel-max over the kept tokens with
+/// The distribution, in this order: penalties on the logits (repetition, then frequency, then presence), then
+/// `softmax(logits / temperature)`, then top-k, then top-p on what top-k left (renormalised), then min-p relative
+/// to the largest probability. Tokens that tie with the last one kept by top-k or top-p are kept too. The draw is Gumbel-max over the kept tokens with
 /// noise from Philox keyed by `(seed, position, token)`, so it does not depend on the batch.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct SampleParams {
