@@ -1,0 +1,122 @@
+// RMSNorm, with or without the residual sum before it (Zhang, Sennrich 2019).
+//
+//   residual += x, rounded to its dtype      (add_rms_norm only)
+//   out = y / sqrt(mean(y^2) + eps) * weight, y the residual, or x itself
+//
+// Fused because the sum is read again at once: apart they would read and write the residual stream twice more.
+// Bound by latency at decode sizes, by bandwidth at prefill sizes. One block a row; a row stays in registers
+// between the two passes, 16 bytes a thread and access. Rows whose length does not allow that go through global
+// memory again, element by element.
+#include "common.cuh"
+
+namespace msgl {
+namespace {
+
+constexpr uint32_t kMaxThreads = 1024;
+
+template <typename T, bool kAdd, int kVecs>
+__global__ void __launch_bounds__(kMaxThreads) rms_norm_kernel(msgl_rms_norm_params p) {
+  using V = Vec<T>;
+  __shared__ float shared[kWarpSize];
+  const uint32_t vecs = p.cols / V::kSize;
+  const uint64_t row = static_cast<uint64_t>(blockIdx.x) * vecs;
+  const V *x = static_cast<const V *>(p.x) + row;
+  V *residual = static_cast<V *>(p.residual) + row;
+  float y[kVecs][V::kSize];
+  float sum = 0.f;
+#pragma unroll
+  for (int j = 0; j < kVecs; j++) {
+    const uint32_t i = threadIdx.x + j * blockDim.x;
+    if (i < vecs) {
+      const V in = x[i];
+      if constexpr (kAdd) {
+        V r = residual[i];
+#pragma unroll
+        for (int e = 0; e < V::kSize; e++) {
+          r.elems[e] = from_float<T>(to_float(r.elems[e]) + to_float(in.elems[e]));
+          y[j][e] = to_float(r.elems[e]);
+        }
+        residual[i] = r;
+      } else {
+#pragma unroll
+        for (int e = 0; e < V::kSize; e++) y[j][e] = to_float(in.elems[e]);
+      }
+#pragma unroll
+      for (int e = 0; e < V::kSize; e++) sum += y[j][e] * y[j][e];
+    }
+  }
+  const float scale = rsqrtf(block_sum(sum, shared) / p.cols + p.eps);
+  const V *weight = static_cast<const V *>(p.weight);
+  V *out = static_cast<V *>(p.out) + row;
+#pragma unroll
+  for (int j = 0; j < kVecs; j++) {
+    const uint32_t i = threadIdx.x + j * blockDim.x;
+    if (i < vecs) {
+      const V w = weight[i];
+      V o;
+#pragma unroll
+      for (int e = 0; e < V::kSize; e++) o.elems[e] = from_float<T>(y[j][e] * scale * to_float(w.elems[e]));
+      out[i] = o;
+    }
+  }
+}
+
+template <typename T, bool kAdd>
+__global__ void rms_norm_any_kernel(msgl_rms_norm_params p) {
+  __shared__ float shared[kWarpSize];
+  const uint64_t row = static_cast<uint64_t>(blockIdx.x) * p.cols;
+  const T *x = static_cast<const T *>(p.x) + row;
+  T *residual = static_cast<T *>(p.residual) + row;
+  float sum = 0.f;
+  for (uint32_t i = threadIdx.x; i < p.cols; i += blockDim.x) {
+    float y = to_float(x[i]);
+    if constexpr (kAdd) {
+      residual[i] = from_float<T>(to_float(residual[i]) + y);
+      y = to_float(residual[i]);
+    }
+    sum += y * y;
+  }
+  const float scale = rsqrtf(block_sum(sum, shared) / p.cols + p.eps);
+  const T *weight = static_cast<const T *>(p.weight);
+  T *out = static_cast<T *>(p.out) + row;
+  for (uint32_t i = threadIdx.x; i < p.cols; i += blockDim.x) {
+    const float y = to_float(kAdd ? residual[i] : x[i]);
+    out[i] = from_float<T>(y * scale * to_float(weight[i]));
+  }
+}
+
+template <typename T, bool kAdd>
+void launch(const msgl_rms_norm_params &p, cudaStream_t stream) {
+  constexpr uint32_t kSize = Vec<T>::kSize;
+  const uint32_t vecs = p.cols / kSize;
+  if (p.cols % kSize != 0 || vecs > 4 * kMaxThreads) {
+    rms_norm_any_kernel<T, kAdd><<<p.rows, 256, 0, stream>>>(p);
+    return;
+  }
+  // Chosen by the length of a row alone, so that a row's bits do not depend on how many others there are.
+  const uint32_t per_thread = ceil_div(vecs, kMaxThreads);
+  const uint32_t vecs_per_thread = per_thread <= 2 ? per_thread : 4;
+  const uint32_t threads = ceil_div(ceil_div(vecs, vecs_per_thread), kWarpSize) * kWarpSize;
+  if (vecs_per_thread == 1) {
+    rms_norm_kernel<T, kAdd, 1><<<p.rows, threads, 0, stream>>>(p);
+  } else if (vecs_per_thread == 2) {
+    rms_norm_kernel<T, kAdd, 2><<<p.rows, threads, 0, stream>>>(p);
+  } else {
+    rms_norm_kernel<T, kAdd, 4><<<p.rows, threads, 0, stream>>>(p);
+  }
+}
+
+}  // namespace
+}  // namespace msgl
+
+extern "C" int msgl_rms_norm(const msgl_rms_norm_params *params, msgl_stream stream) {
+  if (params->rows == 0 || params->cols == 0) return 0;
+  MSGL_DISPATCH_DTYPE(params->dtype, {
+    if (params->residual != nullptr) {
+      msgl::launch<T, true>(*params, msgl::as_stream(stream));
+    } else {
+      msgl::launch<T, false>(*params, msgl::as_stream(stream));
+    }
+  })
+  return msgl::launch_status();
+}

@@ -1,0 +1,198 @@
+// One row of logits as a sampler sees it: groups of eight tokens, penalties applied, NaN gone.
+#pragma once
+
+#include <float.h>
+
+#include "common.cuh"
+#include "philox.cuh"
+
+namespace msgl {
+
+// Tokens that a thread takes at a time: one 16-byte load of 16-bit logits, two numbers of Philox.
+constexpr uint32_t kGroup = 8;
+
+// Unsigned integers in the order of the floats (Herf 2001), minus infinity just below all finite ones.
+__device__ __forceinline__ uint32_t float_key(float x) {
+  const uint32_t bits = __float_as_uint(x);
+  return bits ^ ((bits >> 31) ? 0xffffffffu : 0x80000000u);
+}
+
+// NaN counts as minus infinity; plus infinity becomes the largest number, so that differences stay numbers.
+__device__ __forceinline__ float clean(float x) { return x != x ? -INFINITY : fminf(x, FLT_MAX); }
+
+template <typename T>
+struct Row {
+  const T *logits;         // [vocab]
+  const uint16_t *counts;  // [vocab], or null where the sample has no penalties
+  uint32_t vocab;
+  bool is_aligned;  // groups of logits and of counts start at multiples of 16 bytes
+  float inv_temperature;
+  float presence, frequency, repetition;
+
+  __device__ Row(const msgl_sample_params &p, const msgl_sample_spec &spec, uint32_t sample) {
+    vocab = p.vocab;
+    is_aligned = vocab % kGroup == 0;
+    logits = static_cast<const T *>(p.logits) + static_cast<uint64_t>(sample) * vocab;
+    presence = spec.presence_penalty;
+    frequency = spec.frequency_penalty;
+    repetition = spec.repetition_penalty;
+    const bool has_penalties = presence != 0.f || frequency != 0.f || repetition != 1.f;
+    counts = has_penalties ? p.token_counts + static_cast<uint64_t>(spec.seq_row) * vocab : nullptr;
+    inv_temperature = 1.f / spec.temperature;
+  }
+
+  // The logits of tokens first .. first + 7 as the model gave them; minus infinity past the end.
+  __device__ __forceinline__ void load_raw(uint32_t first, float (&x)[kGroup]) const {
+    if (is_aligned) {
+      constexpr int kSize = Vec<T>::kSize;
+#pragma unroll
+      for (int j = 0; j < static_cast<int>(kGroup) / kSize; j++) {
+        const Vec<T> v = reinterpret_cast<const Vec<T> *>(logits + first)[j];
+#pragma unroll
+        for (int e = 0; e < kSize; e++) x[j * kSize + e] = clean(to_float(v.elems[e]));
+      }
+    } else {
+#pragma unroll
+      for (uint32_t e = 0; e < kGroup; e++) {
+        x[e] = first + e < vocab ? clean(to_float(logits[first + e])) : -INFINITY;
+      }
+    }
+  }
+
+  // The same after repetition (Keskar et al. 2019, section 4.1), frequency and presence penalty.
+  __device__ __forceinline__ void load(uint32_t first, float (&x)[kGroup]) const {
+    load_raw(first, x);
+    if (counts == nullptr) return;
+    Vec<uint16_t, kGroup> seen;
+    if (is_aligned) {
+      seen = *reinterpret_cast<const Vec<uint16_t, kGroup> *>(counts + first);
+    } else {
+#pragma unroll
+      for (uint32_t e = 0; e < kGroup; e++) seen.elems[e] = first + e < vocab ? counts[first + e] : 0;
+    }
+#pragma unroll
+    for (uint32_t e = 0; e < kGroup; e++) {
+      const uint32_t count = seen.elems[e] & 0x7fffu;
+      if (seen.elems[e] == 0) continue;
+      x[e] = x[e] > 0.f ? x[e] / repetition : x[e] * repetition;
+      x[e] -= frequency * static_cast<float>(count);
+      if (count > 0) x[e] -= presence;
+    }
+  }
+};
+
+// Whether a draw is the arg max, and whether it is restricted to a part of the vocabulary.
+__device__ __forceinline__ bool is_greedy(const msgl_sample_spec &s) {
+  return s.temperature == 0.f || s.top_k == 1;
+}
+__device__ __forceinline__ bool is_filtered(const msgl_sample_spec &s, uint32_t vocab) {
+  const bool has_top_k = s.top_k > 1 && static_cast<uint32_t>(s.top_k) < vocab;
+  return !is_greedy(s) && (has_top_k || s.top_p < 1.f || s.min_p > 0.f);
+}
+
+// The best token so far: the largest score, ties to the lowest id. No token has a score of minus infinity.
+struct Best {
+  float score;
+  uint32_t token;
+
+  __device__ __forceinline__ static Best none() { return {-INFINITY, 0xffffffffu}; }
+
+  __device__ __forceinline__ void take(float other_score, uint32_t other_token) {
+    if (other_score > score || (other_score == score && other_token < token)) {
+      score = other_score;
+      token = other_token;
+    }
+  }
+};
+
+// Gumbel noise is at most -log(-log(1 - 2^-24)) = 16.64: a score this far below the best cannot win.
+constexpr float kMaxNoise = 16.7f;
+
+// Takes a group with scores x / temperature + Gumbel noise (Gumbel 1954): the arg max is a draw from the softmax.
+// `x` is minus infinity for tokens that are out of the draw.
+__device__ __forceinline__ void take_noisy(Best &best, const float (&x)[kGroup], uint32_t first,
+                                           float inv_temperature, const msgl_sample_spec &spec) {
+#pragma unroll
+  for (uint32_t half = 0; half < kGroup; half += 4) {
+    const float top = fmaxf(fmaxf(x[half], x[half + 1]), fmaxf(x[half + 2], x[half + 3]));
+    if (top == -INFINITY || top * inv_temperature + kMaxNoise < best.score) continue;
+    const uint4 noise = token_noise(spec.seed, spec.position, (first + half) / 4);
+    const uint32_t bits[4] = {noise.x, noise.y, noise.z, noise.w};
+#pragma unroll
+    for (uint32_t e = 0; e < 4; e++) {
+      if (x[half + e] == -INFINITY) continue;
+      const float gumbel = -logf(-logf(unit_open(bits[e])));
+      best.take(x[half + e] * inv_temperature + gumbel, first + half + e);
+    }
+  }
+}
+
+// The largest of some numbers and the sum of exp((x - max) * scale): softmax's denominator, in one pass
+// (Milakov, Gimelshein 2018).
+struct SoftmaxSum {
+  float max;
+  float sum;
+
+  __device__ __forceinline__ static SoftmaxSum none() { return {-INFINITY, 0.f}; }
+
+  __device__ __forceinline__ void merge(const SoftmaxSum &other, float scale) {
+    const float both = fmaxf(max, other.max);
+    if (both == -INFINITY) return;
+    sum = sum * expf((max - both) * scale) + other.sum * expf((other.max - both) * scale);
+    max = both;
+  }
+
+  __device__ __forceinline__ void take(const float (&x)[kGroup], float scale) {
+    float top = max;
+#pragma unroll
+    for (uint32_t e = 0; e < kGroup; e++) top = fmaxf(top, x[e]);
+    if (top == -INFINITY) return;
+    float part = 0.f;
+#pragma unroll
+    for (uint32_t e = 0; e < kGroup; e++) part += expf((x[e] - top) * scale);
+    sum = sum * expf((max - top) * scale) + part;
+    max = top;
+  }
+};
+
+// What one chunk of a row gives to the whole.
+struct Partial {
+  Best best;            // of the greedy or the unrestricted draw
+  SoftmaxSum tempered;  // of penalised logits / temperature, where the draw is restricted
+  SoftmaxSum raw;       // of the model's logits, where log probabilities are asked for
+
+  __device__ __forceinline__ static Partial none() {
+    return {Best::none(), SoftmaxSum::none(), SoftmaxSum::none()};
+  }
+
+  __device__ __forceinline__ void merge(const Partial &other, float inv_temperature) {
+    best.take(other.best.score, other.best.token);
+    tempered.merge(other.tempered, inv_temperature);
+    raw.merge(other.raw, 1.f);
+  }
+
+  __device__ __forceinline__ Partial shuffled(int offset) const {
+    Partial other;
+    other.best.score = __shfl_xor_sync(~0u, best.score, offset);
+    other.best.token = __shfl_xor_sync(~0u, best.token, offset);
+    other.tempered.max = __shfl_xor_sync(~0u, tempered.max, offset);
+    other.tempered.sum = __shfl_xor_sync(~0u, tempered.sum, offset);
+    other.raw.max = __shfl_xor_sync(~0u, raw.max, offset);
+    other.raw.sum = __shfl_xor_sync(~0u, raw.sum, offset);
+    return other;
+  }
+};
+
+// Merges the block's partials in a fixed order; every thread gets the result. `shared` has an entry a warp.
+__device__ __forceinline__ Partial block_merge(Partial mine, float inv_temperature, Partial *shared) {
+  for (int offset = 1; offset < kWarpSize; offset *= 2) mine.merge(mine.shuffled(offset), inv_temperature);
+  const uint32_t num_warps = blockDim.x / kWarpSize;
+  __syncthreads();
+  if (threadIdx.x % kWarpSize == 0) shared[threadIdx.x / kWarpSize] = mine;
+  __syncthreads();
+  Partial all = shared[0];
+  for (uint32_t i = 1; i < num_warps; i++) all.merge(shared[i], inv_temperature);
+  return all;
+}
+
+}  // namespace msgl
