@@ -1,0 +1,37 @@
+# mini-sgl: `make` lists what can be made.
+
+CARGO ?= cargo
+
+# Where there is an NVIDIA GPU and a CUDA compiler, the CUDA backend is built and used. CUDA=0 or CUDA=1 decides.
+CUDA ?= $(shell command -v nvidia-smi >/dev/null 2>&1 && { command -v nvcc >/dev/null 2>&1 || test -x /usr/local/cuda/bin/nvcc; } && echo 1 || echo 0)
+ifeq ($(CUDA),1)
+LLM_FEATURES   := --features minisgl-llm/cuda
+TESTS_FEATURES := --features minisgl-tests/cuda
+endif
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test bench lint fmt doc fuzz
+
+help: ## List the targets.
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: ## Build, and generate text with the bundled model.
+	$(CARGO) run --release --quiet -p minisgl-llm $(LLM_FEATURES) --bin minisgl -- demo --model models/rust-docs-6m
+
+test: ## Run every test: kernels against the oracle, engine, command, documentation.
+	$(CARGO) test --workspace $(TESTS_FEATURES)
+
+bench: ## Measure ops and offline throughput; tables under bench/results/.
+	ci/bench
+
+lint: ## Check formatting, warnings, documentation and the rules of the repository.
+	ci/lint
+
+fmt: ## Format the code.
+	$(CARGO) fmt --all
+
+doc: ## Build the documentation of all crates.
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps
+
+fuzz: ## Feed broken files to every reader for FUZZ_SECONDS (default 20) each.
+	ci/fuzz
