@@ -2,6 +2,8 @@
 
 use minisgl_kernels::StepInputs;
 
+use crate::request::RequestId;
+
 /// One step's work, complete: the runner needs nothing else, and no sequence.
 ///
 /// The packed inputs are in the order of `seqs`; `inputs.samples[i]` belongs to `sampled[i]`.
@@ -14,11 +16,23 @@ pub struct Batch {
     /// Index into `seqs` of each sequence whose next token is sampled: those whose last known token is in the
     /// batch.
     pub sampled: Vec<u32>,
-    /// Whether every sequence has exactly one query: the step can run as a captured graph.
+    /// Requests of which this batch computes the first part.
+    pub started: Vec<RequestId>,
+    /// Whether every sequence has exactly one query and samples: the step can run as a captured graph.
     pub is_decode: bool,
 }
 
 impl Batch {
+    /// Empties it and keeps its memory. `inputs.cu_q_lens` is left with the 0 that it starts with.
+    pub fn clear(&mut self) {
+        self.inputs.clear();
+        self.inputs.cu_q_lens.push(0);
+        self.seqs.clear();
+        self.sampled.clear();
+        self.started.clear();
+        self.is_decode = false;
+    }
+
     /// Whether any sample asks for log probabilities.
     pub fn wants_logprobs(&self) -> bool {
         self.inputs.samples.iter().any(|s| s.num_logprobs >= 0)

@@ -9,9 +9,12 @@ pub mod batch;
 pub mod config;
 mod engine;
 mod error;
+pub mod kv;
 pub mod model;
 pub mod request;
 mod runner;
+pub mod scheduler;
+mod sequence;
 
 pub use engine::{Engine, EngineInfo, LoadProgress, Stats, Submission};
 pub use error::{EngineError, Result};

@@ -1,0 +1,197 @@
+use std::ops::{Index, IndexMut};
+
+use minisgl_kernels::SampleParams;
+
+use crate::batch::SeqIdx;
+use crate::kv::{NodeId, RadixTree, hash_tokens};
+use crate::request::{Request, RequestId};
+
+/// One completion on its way: what the scheduler knows of it.
+///
+/// Of its tokens, `num_scheduled` have been handed to the device and `num_committed` of these are known to be in
+/// the KV storage; the difference is in flight, as are `num_pending` tokens that were sampled and not yet seen.
+#[derive(Debug)]
+pub(crate) struct Sequence {
+    pub(crate) id: RequestId,
+    /// Place in the order of arrival; kept when the sequence is preempted.
+    pub(crate) arrival: u64,
+    /// Arrival of the first of the completions that share this prompt, where there are several.
+    pub(crate) group: Option<u64>,
+    pub(crate) phase: Phase,
+
+    /// The prompt, then the output.
+    pub(crate) tokens: Vec<u32>,
+    pub(crate) num_prompt: usize,
+    /// Tokens that it has at most when it ends.
+    pub(crate) max_len: usize,
+    pub(crate) ignore_eos: bool,
+    pub(crate) stop_token_ids: Box<[u32]>,
+    /// How to draw; row and position are filled in for each step.
+    pub(crate) sample: SampleParams,
+
+    pub(crate) num_scheduled: usize,
+    pub(crate) num_committed: usize,
+    pub(crate) num_pending: usize,
+    /// Uncommitted steps that it is part of.
+    pub(crate) num_in_flight: u32,
+    /// Whether row and pages are known to come back when its last step in flight commits.
+    pub(crate) is_returning: bool,
+
+    pub(crate) row: u32,
+    pub(crate) pages: Vec<u32>,
+    /// Where its locked prefix ends in the tree, and of how many of `pages` that prefix consists.
+    pub(crate) node: NodeId,
+    pub(crate) num_locked: usize,
+    /// `hashes[i]` identifies the tokens of pages `0..=i`; one for each whole page of known tokens at the time it
+    /// was queued. Empty without a prefix cache.
+    pub(crate) hashes: Vec<u64>,
+    /// How many of `hashes` are no longer announced as being computed.
+    pub(crate) num_published: usize,
+
+    pub(crate) num_cached_tokens: usize,
+    /// Whether a part of it was ever scheduled.
+    pub(crate) has_started: bool,
+    /// Sequences that arrived later and were admitted earlier.
+    pub(crate) num_overtaken: u32,
+    /// Cached pages of its prefix as of a version of the tree.
+    pub(crate) cached_hint: (u64, usize),
+}
+
+/// Where a sequence stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Phase {
+    /// In the queue: no row, no page.
+    Waiting,
+    /// Holds a row.
+    Running,
+    /// Preempted while a step was in flight: back to the queue when it commits.
+    Retracting,
+    /// Reported as ended; its last step is still in flight.
+    Ended,
+}
+
+impl Sequence {
+    pub(crate) fn new(request: &Request, id: RequestId, arrival: u64, max_len: usize, seed: u64) -> Self {
+        let params = &request.params;
+        Self {
+            id,
+            arrival,
+            group: None,
+            phase: Phase::Waiting,
+            tokens: request.token_ids.clone(),
+            num_prompt: request.token_ids.len(),
+            max_len,
+            ignore_eos: params.ignore_eos,
+            stop_token_ids: params.stop_token_ids.clone().into_boxed_slice(),
+            sample: SampleParams {
+                seq_row: 0,
+                position: 0,
+                seed,
+                temperature: params.temperature,
+                top_k: params.top_k,
+                top_p: params.top_p,
+                min_p: params.min_p,
+                presence_penalty: params.presence_penalty,
+                frequency_penalty: params.frequency_penalty,
+                repetition_penalty: params.repetition_penalty,
+                num_logprobs: params.logprobs.map_or(-1, |n| n as i32),
+            },
+            num_scheduled: 0,
+            num_committed: 0,
+            num_pending: 0,
+            num_in_flight: 0,
+            is_returning: false,
+            row: 0,
+            pages: Vec::new(),
+            node: RadixTree::ROOT,
+            num_locked: 0,
+            hashes: Vec::new(),
+            num_published: 0,
+            num_cached_tokens: 0,
+            has_started: false,
+            num_overtaken: 0,
+            cached_hint: (u64::MAX, 0),
+        }
+    }
+
+    /// Tokens that it will have once the steps in flight commit.
+    pub(crate) fn planned_len(&self) -> usize {
+        self.tokens.len() + self.num_pending
+    }
+
+    /// Tokens still to be computed before the next one can be sampled; 0 when nothing is left to schedule.
+    pub(crate) fn num_unscheduled(&self) -> usize {
+        self.planned_len() - self.num_scheduled
+    }
+
+    /// Pages that a cached prefix can have: its last token is always computed, for its logits.
+    pub(crate) fn max_cached_pages(&self, page_size: usize) -> usize {
+        (self.tokens.len() - 1) / page_size
+    }
+
+    /// Extends `hashes` to every whole page of the known tokens.
+    pub(crate) fn hash_pages(&mut self, page_size: usize) {
+        let (done, pages) = (self.hashes.len(), self.tokens.chunks_exact(page_size));
+        let mut hash = self.hashes.last().copied().unwrap_or(0);
+        self.hashes.extend(pages.skip(done).map(|page| {
+            hash = hash_tokens(hash, page);
+            hash
+        }));
+    }
+}
+
+/// Live sequences by index. A slot is reused after its sequence's end.
+#[derive(Debug, Default)]
+pub(crate) struct SeqStore {
+    slots: Vec<Option<Box<Sequence>>>,
+    vacant: Vec<SeqIdx>,
+}
+
+impl SeqStore {
+    pub(crate) fn insert(&mut self, seq: Sequence) -> SeqIdx {
+        let seq = Some(Box::new(seq));
+        match self.vacant.pop() {
+            Some(idx) => {
+                self.slots[idx.0 as usize] = seq;
+                idx
+            }
+            None => {
+                self.slots.push(seq);
+                SeqIdx(self.slots.len() as u32 - 1)
+            }
+        }
+    }
+
+    pub(crate) fn remove(&mut self, idx: SeqIdx) {
+        let seq = self.slots[idx.0 as usize].take();
+        assert!(seq.is_some(), "sequence {} is removed twice", idx.0);
+        self.vacant.push(idx);
+    }
+
+    pub(crate) fn get(&self, idx: SeqIdx) -> Option<&Sequence> {
+        self.slots.get(idx.0 as usize)?.as_deref()
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (SeqIdx, &Sequence)> {
+        let slots = self.slots.iter().enumerate();
+        slots.filter_map(|(idx, seq)| Some((SeqIdx(idx as u32), seq.as_deref()?)))
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.slots.len() - self.vacant.len()
+    }
+}
+
+impl Index<SeqIdx> for SeqStore {
+    type Output = Sequence;
+
+    fn index(&self, idx: SeqIdx) -> &Sequence {
+        self.slots[idx.0 as usize].as_deref().expect("the index of a live sequence")
+    }
+}
+
+impl IndexMut<SeqIdx> for SeqStore {
+    fn index_mut(&mut self, idx: SeqIdx) -> &mut Sequence {
+        self.slots[idx.0 as usize].as_deref_mut().expect("the index of a live sequence")
+    }
+}
