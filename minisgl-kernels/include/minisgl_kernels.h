@@ -238,6 +238,75 @@ int msgl_sample(const msgl_sample_params *params, msgl_stream stream);
 
 // ---- Attention -------------------------------------------------------------------------------------------
 
+// A step's attention is planned once (msgl_attention_plan) and then run in every layer: prefill for the sequences
+// with more than `decode_rows` query rows, decode for the others. A query row is one head of one query token; a
+// sequence has q_len * num_heads / num_kv_heads of them for each KV head.
+typedef enum msgl_attention_kernel {
+  MSGL_ATTENTION_FA = 0,      // prefill: tensor cores, any page size
+  MSGL_ATTENTION_FI = 1,      // decode: split KV, tensor cores, any page size
+  MSGL_ATTENTION_TRTLLM = 2,  // both: whole pages of 16, 32 or 64 tokens by bulk copies, sm_90
+  MSGL_ATTENTION_PLAIN = 3    // both, without a plan: FMA, any dtype and head_dim up to 512
+} msgl_attention_kernel;
+
+// What the layout of a plan depends on. The same for msgl_attention_plan and every launch that reads the plan.
+typedef struct msgl_attention_sizes {
+  uint32_t num_heads;
+  uint32_t num_kv_heads;
+  uint32_t head_dim;
+  uint32_t window;         // positions that a query sees, its own included; 0: all
+  uint32_t max_seqs;       // sequences that the plan has room for
+  uint32_t max_tiles;      // prefill tiles (of all KV heads together 1) that the plan has room for
+  uint32_t tile_rows;      // query rows of a prefill tile
+  uint32_t decode_rows;    // most query rows of a sequence that decode takes; 0xffffffff: all
+  uint32_t decode_ctas;    // CTAs among which decode's work is cut
+  uint32_t heads_per_job;  // KV heads that one decode CTA reads together
+} msgl_attention_sizes;
+
+typedef struct msgl_attention_plan_params {
+  const uint32_t *cu_q_lens;  // [num_seqs + 1] u32
+  const uint32_t *kv_lens;    // [num_seqs] u32
+  const uint32_t *seq_rows;   // [num_seqs] u32
+  void *plan;                 // [msgl_attention_plan_bytes(sizes)] bytes, 256-byte aligned
+  msgl_attention_sizes sizes;
+  uint32_t num_seqs;
+} msgl_attention_plan_params;
+
+typedef struct msgl_attention_params {
+  void *out;                   // [num_tokens, num_heads, head_dim] dtype
+  const void *qkv;             // [num_tokens, qkv_stride] dtype: queries in the first num_heads * head_dim columns
+  const void *k;               // [num_slots, num_kv_heads, head_dim] dtype
+  const void *v;               // [num_slots, num_kv_heads, head_dim] dtype
+  const uint32_t *page_table;  // [max_rows, max_pages] u32
+  const uint32_t *cu_q_lens;   // [num_seqs + 1] u32; plain only
+  const uint32_t *kv_lens;     // [num_seqs] u32; plain only
+  const uint32_t *seq_rows;    // [num_seqs] u32; plain only
+  void *plan;                  // [msgl_attention_plan_bytes(sizes)] bytes: read, and scratch of decode
+  int64_t qkv_stride;          // elements between two tokens of qkv
+  uint64_t num_slots;
+  msgl_attention_sizes sizes;
+  uint32_t num_tokens;
+  uint32_t num_seqs;
+  uint32_t num_tiles;  // prefill: at least as many tiles as the plan holds; those in excess cost nothing
+  uint32_t page_size;
+  uint32_t max_pages;
+  float scale;
+  msgl_dtype dtype;
+  msgl_attention_kernel kernel;
+} msgl_attention_params;
+
+// Bytes of a plan: its lists, and decode's scratch for KV ranges that were split.
+size_t msgl_attention_plan_bytes(const msgl_attention_sizes *sizes);
+// Query rows of a tile of a prefill kernel, or 0 where there is none for this dtype, head_dim and chip
+// (`sm` is 10 * major + minor).
+uint32_t msgl_attention_tile_rows(msgl_attention_kernel kernel, msgl_dtype dtype, uint32_t head_dim, uint32_t sm);
+// CTAs of a decode kernel that one SM holds, or 0 where there is none for this dtype, head_dim and chip.
+uint32_t msgl_attention_ctas_per_sm(msgl_attention_kernel kernel, msgl_dtype dtype, uint32_t head_dim, uint32_t sm);
+
+int msgl_attention_plan(const msgl_attention_plan_params *params, msgl_stream stream);
+int msgl_attention_prefill(const msgl_attention_params *params, msgl_stream stream);
+int msgl_attention_decode(const msgl_attention_params *params, msgl_stream stream);
+int msgl_attention_plain(const msgl_attention_params *params, msgl_stream stream);
+
 #ifdef __cplusplus
 }
 #endif

@@ -1,0 +1,430 @@
+// `fi`: split-KV decode attention over pages of any size (after FlashInfer, Ye et al. 2025, and Flash-Decoding).
+//
+// Bound by reading K and V once. A decode query is a thin matrix, so the query heads that share a KV head are packed
+// into the N = 8 side of mma.m16n8k16 and 16 KV positions are its M side: S^T = K Q^T, then O^T += V^T P^T.
+//
+// Each thread copies with cp.async exactly the 16-byte pieces of K and V that its own fragments need, so the ring in
+// shared memory needs no barrier, no swizzle and no ldmatrix: a warp waits for its own copies and for nothing else.
+//   K: an MMA may sum over the head's elements in any order, so thread t of a quad takes 8 neighbouring ones of row g
+//      for two MMAs, and Q is read in the same order.
+//   V: the rows of O^T may be any elements, so thread g takes 8 neighbouring ones of rows 2t, 2t + 1, 2t + 8, 2t + 9;
+//      one byte permute pairs two rows. movmatrix turns P from the accumulator's layout into the operand's.
+//
+// One CTA of 4 warps walks its range of the plan (plan.cu); the warps take pieces of a job in turn, each with its own
+// online softmax, and merge through shared memory at the job's end while the ring is already reading the next job.
+#pragma once
+#include "job.cuh"
+#include "ptx/cp_async.cuh"
+
+namespace msgl {
+
+template <int kHeadDim>
+struct DecodeShape {
+    static constexpr int kWarps = 4;
+    static constexpr int kThreads = 32 * kWarps;
+    // K or V of one piece: 16 rows.
+    static constexpr int kStageBytes = kPieceTokens * kHeadDim * 2;
+    // Stages of K and V in turn. 32 to 64 KB for each CTA: four times what the latency of HBM at its bandwidth asks
+    // for, over two or three CTAs an SM, and still under the 99 KB of the small sm_8x chips.
+    static constexpr int kDepth = kHeadDim <= 64 ? 8 : kHeadDim <= 96 ? 6 : kHeadDim <= 128 ? 4 : 2;
+    static constexpr int kCtasPerSm = kHeadDim <= 64 ? 3 : 2;
+    static constexpr int kRingBytes = kWarps * kDepth * kStageBytes;
+    // Rows of the merge buffer are staggered over the banks.
+    static constexpr int kMergeStride = kHeadDim + 8;
+    static constexpr int kMergeBytes = kWarps * kJobRows * kMergeStride * 4;
+    static constexpr int kSharedBytes = kRingBytes + kMergeBytes;
+    // Elements that a thread takes from a row of V at once: all lanes of a row must fit in it.
+    static constexpr int kVec = kHeadDim % 64 == 0 ? 8 : 4;
+    static constexpr int kKChunks = kHeadDim / 32;
+    static constexpr int kVChunks = kHeadDim / (8 * kVec);
+    static constexpr int kOutTiles = kHeadDim / 16;
+    static_assert(kHeadDim % 32 == 0 && kDepth % 2 == 0, "a chunk of K is 32 elements; K and V alternate");
+};
+
+__device__ __forceinline__ uint4 load_shared_16(uint32_t address) {
+    uint4 x;
+    asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(x.x), "=r"(x.y), "=r"(x.z), "=r"(x.w)
+                 : "r"(address)
+                 : "memory");
+    return x;
+}
+
+__device__ __forceinline__ uint2 load_shared_8(uint32_t address) {
+    uint2 x;
+    asm volatile("ld.shared.v2.u32 {%0, %1}, [%2];" : "=r"(x.x), "=r"(x.y) : "r"(address) : "memory");
+    return x;
+}
+
+// Copies K and V of the warp's pieces, one stage after the other, running ahead of the arithmetic.
+template <typename T, int kHeadDim>
+struct DecodeReader {
+    using Shape = DecodeShape<kHeadDim>;
+
+    const msgl_attention_params& params;
+    const PlanView& view;
+    JobCursor cursor;
+    uint32_t piece;        // the next to look up
+    bool is_done = false;  // nothing is left to look up
+    uint32_t slot = kNoSlot;  // of token lane % 16 of the piece to be copied next
+    uint32_t head = 0;
+    uint32_t ring;  // the lane's place in stage 0 of its warp
+    uint32_t stage = 0;
+    uint64_t policy = evict_first_policy();
+
+    __device__ DecodeReader(const msgl_attention_params& params, const PlanView& view, const JobCursor& start,
+                            uint32_t warp, uint32_t ring)
+        : params(params), view(view), cursor(start), piece(start.piece + warp), ring(ring), warp(warp) {
+        settle();
+        look_up();
+    }
+
+    // Copies K of the piece that was looked up.
+    __device__ void copy_k() {
+        const uint32_t lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
+#pragma unroll
+        for (int r = 0; r < 2; ++r) {
+            const uint32_t row_slot = __shfl_sync(~0u, slot, g + 8 * r);
+            const T* src = row(params.k, row_slot) + 8 * t;
+#pragma unroll
+            for (int c = 0; c < Shape::kKChunks; ++c) {
+                cp_async_16(address(r * Shape::kKChunks + c, 16), src + 32 * c, row_slot != kNoSlot, policy);
+            }
+        }
+        finish_stage();
+    }
+
+    // Copies V of the same piece and looks up the next one, whose page is needed a stage later.
+    __device__ void copy_v() {
+        const uint32_t lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+            const uint32_t row_slot = __shfl_sync(~0u, slot, 2 * t + i % 2 + i / 2 * 8);
+            const T* src = row(params.v, row_slot) + Shape::kVec * g;
+#pragma unroll
+            for (int c = 0; c < Shape::kVChunks; ++c) {
+                const uint32_t dst = address(i * Shape::kVChunks + c, 2 * Shape::kVec);
+                if constexpr (Shape::kVec == 8) {
+                    cp_async_16(dst, src + 64 * c, row_slot != kNoSlot, policy);
+                } else {
+                    cp_async_8(dst, src + 32 * c, row_slot != kNoSlot, policy);
+                }
+            }
+        }
+        finish_stage();
+        piece += Shape::kWarps;
+        settle();
+        look_up();
+    }
+
+  private:
+    uint32_t warp;
+
+    __device__ const T* row(const void* kv, uint32_t row_slot) const {
+        const size_t at = row_slot == kNoSlot ? 0 : row_slot;
+        return static_cast<const T*>(kv) + (at * params.sizes.num_kv_heads + head) * kHeadDim;
+    }
+
+    __device__ uint32_t address(int chunk, int lane_bytes) const {
+        return ring + stage * Shape::kStageBytes + (chunk * 32 + threadIdx.x % 32) * lane_bytes;
+    }
+
+    __device__ void finish_stage() {
+        cp_async_commit();
+        stage = stage + 1 == Shape::kDepth ? 0 : stage + 1;
+    }
+
+    // Goes to the job that holds the warp's next piece.
+    __device__ void settle() {
+        while (!is_done && piece >= cursor.piece_end) {
+            is_done = !cursor.next(view, params.sizes);
+            piece = cursor.piece + warp;
+        }
+    }
+
+    __device__ void look_up() {
+        slot = kNoSlot;
+        if (is_done) return;
+        head = cursor.job / query_tiles(cursor.seq, params.sizes);
+        const uint32_t position = piece * kPieceTokens + threadIdx.x % 16;
+        // Positions outside of what the queries see may lie in pages that were given away: they read as zeros.
+        if (position < cursor.seq.kv_len &&
+            position >= first_visible(cursor.seq.kv_len - cursor.seq.q_len, params.sizes.window)) {
+            const uint32_t page_shift = __ffs(params.page_size) - 1;
+            const uint32_t page =
+                __ldg(params.page_table + size_t{cursor.seq.row} * params.max_pages + (position >> page_shift));
+            slot = (page << page_shift) | (position & (params.page_size - 1));
+        }
+    }
+};
+
+// One warp's share of a job: 8 query rows against every fourth piece. With g = lane / 4 and t = lane % 4 a thread
+// holds columns (query rows) 2t and 2t + 1.
+template <typename T, int kHeadDim>
+struct DecodeWarp {
+    using Shape = DecodeShape<kHeadDim>;
+
+    uint4 q[Shape::kKChunks];
+    float out[Shape::kOutTiles][4];
+    float maximum[2];
+    float sum[2];
+    int last_visible[2];
+    int first_visible_position[2];
+
+    __device__ void start(const msgl_attention_params& params, const JobCursor& cursor) {
+        const uint32_t lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
+        const msgl_attention_sizes& sizes = params.sizes;
+        const uint32_t group = sizes.num_heads / sizes.num_kv_heads;
+        const uint32_t tiles = query_tiles(cursor.seq, sizes);
+        const uint32_t head = cursor.job / tiles, first_row = cursor.job % tiles * kJobRows;
+        const uint32_t rows = cursor.seq.q_len * group;
+        const uint32_t row = first_row + g;
+        const T* src = static_cast<const T*>(params.qkv) +
+                       int64_t{cursor.seq.q_start + row / group} * params.qkv_stride +
+                       (head * group + row % group) * kHeadDim + 8 * t;
+#pragma unroll
+        for (int c = 0; c < Shape::kKChunks; ++c) {
+            q[c] = row < rows ? *reinterpret_cast<const uint4*>(src + 32 * c) : uint4{};
+        }
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+            const uint32_t position =
+                cursor.seq.kv_len - cursor.seq.q_len + min(first_row + 2 * t + i, rows - 1) / group;
+            last_visible[i] = position;
+            first_visible_position[i] = first_visible(position, sizes.window);
+            maximum[i] = kNoMaximum;
+            sum[i] = 0.0f;
+        }
+#pragma unroll
+        for (int i = 0; i < Shape::kOutTiles; ++i) {
+            out[i][0] = out[i][1] = out[i][2] = out[i][3] = 0.0f;
+        }
+    }
+
+    // P^T of one piece as the B operand of the second product, from K in shared memory.
+    __device__ void scores(uint32_t k_stage, uint32_t piece, float scale_log2, uint32_t (&p)[2]) {
+        const uint32_t lane = threadIdx.x % 32, g = lane / 4;
+        float even[4] = {}, odd[4] = {};
+#pragma unroll
+        for (int c = 0; c < Shape::kKChunks; ++c) {
+            const uint4 a = load_shared_16(k_stage + (c * 32 + lane) * 16);
+            const uint4 b = load_shared_16(k_stage + ((Shape::kKChunks + c) * 32 + lane) * 16);
+            mma_m16n8k16<T>(even, a.x, b.x, a.y, b.y, q[c].x, q[c].y);
+            mma_m16n8k16<T>(odd, a.z, b.z, a.w, b.w, q[c].z, q[c].w);
+        }
+        float s[4];
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+            const int position = piece * kPieceTokens + g + i / 2 * 8;
+            const bool is_visible = position <= last_visible[i % 2] && position >= first_visible_position[i % 2];
+            s[i] = is_visible ? (even[i] + odd[i]) * scale_log2 : -INFINITY;
+        }
+        float largest[2];
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+            largest[i] = fmaxf(s[i], s[i + 2]);
+#pragma unroll
+            for (int mask = 4; mask <= 16; mask *= 2) {
+                largest[i] = fmaxf(largest[i], __shfl_xor_sync(~0u, largest[i], mask));
+            }
+        }
+        if (__any_sync(~0u, largest[0] > maximum[0] || largest[1] > maximum[1])) {
+            float factor[2];
+#pragma unroll
+            for (int i = 0; i < 2; ++i) {
+                const float raised = fmaxf(maximum[i], largest[i]);
+                factor[i] = exp2_approx(maximum[i] - raised);
+                maximum[i] = raised;
+                sum[i] *= factor[i];
+            }
+#pragma unroll
+            for (int i = 0; i < Shape::kOutTiles; ++i) {
+                out[i][0] *= factor[0];
+                out[i][1] *= factor[1];
+                out[i][2] *= factor[0];
+                out[i][3] *= factor[1];
+            }
+        }
+#pragma unroll
+        for (int i = 0; i < 4; ++i) s[i] = exp2_approx(s[i] - maximum[i % 2]);
+        sum[0] += s[0] + s[2];
+        sum[1] += s[1] + s[3];
+        p[0] = movmatrix_trans(pack_pair<T>(s[0], s[1]));
+        p[1] = movmatrix_trans(pack_pair<T>(s[2], s[3]));
+    }
+
+    // O^T += V^T P^T, from V in shared memory.
+    __device__ void accumulate(uint32_t v_stage, const uint32_t (&p)[2]) {
+        const uint32_t lane = threadIdx.x % 32;
+        constexpr int kWords = Shape::kVec / 2;
+#pragma unroll
+        for (int c = 0; c < Shape::kVChunks; ++c) {
+            uint32_t rows[4][kWords];
+#pragma unroll
+            for (int i = 0; i < 4; ++i) {
+                const uint32_t at = v_stage + ((i * Shape::kVChunks + c) * 32 + lane) * 2 * Shape::kVec;
+                if constexpr (kWords == 4) {
+                    const uint4 x = load_shared_16(at);
+                    rows[i][0] = x.x, rows[i][1] = x.y, rows[i][2] = x.z, rows[i][3] = x.w;
+                } else {
+                    const uint2 x = load_shared_8(at);
+                    rows[i][0] = x.x, rows[i][1] = x.y;
+                }
+            }
+#pragma unroll
+            for (int j = 0; j < kWords; ++j) {
+                mma_m16n8k16<T>(out[c * kWords + j], __byte_perm(rows[0][j], rows[1][j], 0x5410),
+                                __byte_perm(rows[0][j], rows[1][j], 0x7632),
+                                __byte_perm(rows[2][j], rows[3][j], 0x5410),
+                                __byte_perm(rows[2][j], rows[3][j], 0x7632), p[0], p[1]);
+            }
+        }
+    }
+
+    // Writes the warp's unnormalised rows, [kJobRows][stride], and their (maximum, sum).
+    __device__ void store(float* rows, int stride, float2* stats) {
+        const uint32_t lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
+        constexpr int kWords = Shape::kVec / 2;
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+#pragma unroll
+            for (int mask = 4; mask <= 16; mask *= 2) sum[i] += __shfl_xor_sync(~0u, sum[i], mask);
+            if (g == 0) stats[2 * t + i] = make_float2(maximum[i], sum[i]);
+            float* row = rows + (2 * t + i) * stride + g * Shape::kVec;
+#pragma unroll
+            for (int c = 0; c < Shape::kVChunks; ++c) {
+#pragma unroll
+                for (int j = 0; j < kWords; j += 2) {
+                    const float4 x = {out[c * kWords + j][i], out[c * kWords + j][i + 2],
+                                      out[c * kWords + j + 1][i], out[c * kWords + j + 1][i + 2]};
+                    *reinterpret_cast<float4*>(row + 8 * Shape::kVec * c + 2 * j) = x;
+                }
+            }
+        }
+    }
+};
+
+// Merges the warps' rows of a job, and the CTAs' where several share it.
+template <typename T, int kHeadDim>
+__device__ void finish_job(const msgl_attention_params& params, const PlanView& view, const PlanHeader& header,
+                           const JobCursor& cursor, const float* rows, const float2* stats) {
+    using Shape = DecodeShape<kHeadDim>;
+    __shared__ float maxima[kJobRows];
+    const msgl_attention_sizes& sizes = params.sizes;
+    const uint32_t group = sizes.num_heads / sizes.num_kv_heads;
+    const uint32_t tiles = query_tiles(cursor.seq, sizes);
+    const uint32_t head = cursor.job / tiles, first_row = cursor.job % tiles * kJobRows;
+    const uint32_t num_rows = min(cursor.seq.q_len * group - first_row, kJobRows);
+    const JobSpan span(cursor, header, sizes.window, blockIdx.x);
+    T* out = static_cast<T*>(params.out);
+
+    const auto out_at = [&](uint32_t row, uint32_t dim) {
+        const uint32_t token = cursor.seq.q_start + (first_row + row) / group;
+        return out + (size_t{token} * sizes.num_heads + head * group + (first_row + row) % group) * kHeadDim + dim;
+    };
+
+    for (uint32_t i = threadIdx.x; i < num_rows * (kHeadDim / 4); i += Shape::kThreads) {
+        const uint32_t row = i / (kHeadDim / 4), dim = i % (kHeadDim / 4) * 4;
+        float largest = kNoMaximum;
+#pragma unroll
+        for (int w = 0; w < Shape::kWarps; ++w) largest = fmaxf(largest, stats[w * kJobRows + row].x);
+        float4 merged = {};
+        float sum = 0.0f;
+#pragma unroll
+        for (int w = 0; w < Shape::kWarps; ++w) {
+            const float2 own = stats[w * kJobRows + row];
+            const float factor = exp2_approx(own.x - largest);
+            sum += factor * own.y;
+            add_scaled(merged, factor,
+                       *reinterpret_cast<const float4*>(rows + (w * kJobRows + row) * Shape::kMergeStride + dim));
+        }
+        if (span.is_whole()) {
+            store_row4(out_at(row, dim), divide(merged, sum));
+        } else {
+            const size_t at = size_t{span.slot} * kJobRows + row;
+            __stcg(reinterpret_cast<float4*>(view.partial_out + at * kHeadDim + dim), merged);
+            if (dim == 0) __stcg(&view.partial_stats[at], make_float2(largest, sum));
+        }
+    }
+    if (span.is_whole() || !arrive_last(view, span)) return;
+
+    for (uint32_t row = threadIdx.x / 32; row < num_rows; row += Shape::kWarps) {
+        const float largest = largest_maximum(view, span, row, kJobRows);
+        if (threadIdx.x % 32 == 0) maxima[row] = largest;
+    }
+    __syncthreads();
+    for (uint32_t i = threadIdx.x; i < num_rows * (kHeadDim / 4); i += Shape::kThreads) {
+        const uint32_t row = i / (kHeadDim / 4), dim = i % (kHeadDim / 4) * 4;
+        store_row4(out_at(row, dim), combine_partials<kHeadDim>(view, span, row, kJobRows, dim, maxima[row]));
+    }
+}
+
+template <typename T, int kHeadDim>
+__global__ void __launch_bounds__(DecodeShape<kHeadDim>::kThreads, DecodeShape<kHeadDim>::kCtasPerSm)
+    decode_kernel(const __grid_constant__ msgl_attention_params params) {
+    using Shape = DecodeShape<kHeadDim>;
+    extern __shared__ __align__(16) char shared[];
+    __shared__ float2 stats[Shape::kWarps * kJobRows];
+    float* merge_rows = reinterpret_cast<float*>(shared + Shape::kRingBytes);
+
+    const PlanView view = plan_view(params.sizes, params.plan);
+    const PlanHeader header = *view.header;
+    if (blockIdx.x >= header.active_ctas) return;
+    const uint32_t warp = threadIdx.x / 32;
+    const uint32_t ring = shared_address(shared) + warp * Shape::kDepth * Shape::kStageBytes;
+    const float scale_log2 = params.scale * kLog2E;
+
+    JobCursor cursor(view, header, params.sizes.window, blockIdx.x);
+    DecodeReader<T, kHeadDim> reader(params, view, cursor, warp, ring);
+#pragma unroll
+    for (int i = 0; i < Shape::kDepth / 2; ++i) {
+        reader.copy_k();
+        reader.copy_v();
+    }
+
+    DecodeWarp<T, kHeadDim> state;
+    uint32_t stage = 0;
+    do {
+        state.start(params, cursor);
+        for (uint32_t piece = cursor.piece + warp; piece < cursor.piece_end; piece += Shape::kWarps) {
+            uint32_t p[2];
+            cp_async_wait<Shape::kDepth - 1>();
+            state.scores(ring + stage * Shape::kStageBytes, piece, scale_log2, p);
+            reader.copy_k();
+            cp_async_wait<Shape::kDepth - 1>();
+            state.accumulate(ring + (stage + 1) * Shape::kStageBytes, p);
+            reader.copy_v();
+            stage = stage + 2 == Shape::kDepth ? 0 : stage + 2;
+        }
+        // The buffers were last read before the barrier below, one job ago, or after it by this CTA's slowest warp.
+        __syncthreads();
+        state.store(merge_rows + warp * kJobRows * Shape::kMergeStride, Shape::kMergeStride, stats + warp * kJobRows);
+        __syncthreads();
+        finish_job<T, kHeadDim>(params, view, header, cursor, merge_rows, stats);
+    } while (cursor.next(view, params.sizes));
+    cp_async_wait<0>();
+}
+
+template <typename T, int kHeadDim>
+int launch_decode(const msgl_attention_params& params, cudaStream_t stream) {
+    using Shape = DecodeShape<kHeadDim>;
+    const auto kernel = decode_kernel<T, kHeadDim>;
+    const cudaError_t status =
+        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, Shape::kSharedBytes);
+    if (status != cudaSuccess) return status;
+    kernel<<<params.sizes.decode_ctas, Shape::kThreads, Shape::kSharedBytes, stream>>>(params);
+    return cudaGetLastError();
+}
+
+template <typename T>
+int launch_decode_dtype(const msgl_attention_params& params, cudaStream_t stream) {
+    switch (params.sizes.head_dim) {
+        case 64: return launch_decode<T, 64>(params, stream);
+        case 96: return launch_decode<T, 96>(params, stream);
+        case 128: return launch_decode<T, 128>(params, stream);
+        case 256: return launch_decode<T, 256>(params, stream);
+        default: return MSGL_ERROR_UNSUPPORTED;
+    }
+}
+
+}  // namespace msgl

@@ -1,0 +1,8 @@
+// bf16 instances of the `fi` decode kernel (decode.cuh); a file for each dtype so that they compile side by side.
+#include "decode.cuh"
+
+namespace msgl {
+int decode_bf16(const msgl_attention_params& params, cudaStream_t stream) {
+    return launch_decode_dtype<__nv_bfloat16>(params, stream);
+}
+}  // namespace msgl

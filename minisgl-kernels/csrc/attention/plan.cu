@@ -1,0 +1,167 @@
+// Cuts a step's attention into work for every layer's kernels, on the device, so that it can sit inside a CUDA graph.
+//
+// Decode: the sequences' jobs (one group of KV heads x one tile of query rows) are laid end to end as pieces of 16
+// KV positions and cut into equal ranges, one for each CTA of a grid that never changes size: a prefix sum over the
+// sequences, then a binary search for each CTA. Padding sequences have no pieces. A job that a cut goes through is
+// combined by the last of its CTAs to finish (decode.cuh), so where cuts fall, and with them the last bits of a
+// result, depends on the batch; the same batch gives the same bits.
+//
+// Prefill: tiles of query rows, sorted by how many KV positions they read, longest first, by counting. Within a
+// length class the order is that of the atomics; it moves work in time and changes no result.
+//
+// One CTA: a few microseconds once a step.
+#include "plan.cuh"
+
+namespace msgl {
+namespace {
+
+constexpr uint32_t kThreads = 1024;
+constexpr uint32_t kClassTokens = 128;
+
+struct Counts {
+    uint32_t decode_seqs, pieces, prefill_seqs, tiles;
+};
+
+__device__ Counts operator+(const Counts& a, const Counts& b) {
+    return {a.decode_seqs + b.decode_seqs, a.pieces + b.pieces, a.prefill_seqs + b.prefill_seqs, a.tiles + b.tiles};
+}
+
+__device__ Counts shuffle_up(const Counts& a, int delta) {
+    return {__shfl_up_sync(~0u, a.decode_seqs, delta), __shfl_up_sync(~0u, a.pieces, delta),
+            __shfl_up_sync(~0u, a.prefill_seqs, delta), __shfl_up_sync(~0u, a.tiles, delta)};
+}
+
+// Sum over the threads before this one; `total` gets the sum over all.
+__device__ Counts exclusive_scan(const Counts& own, Counts& total) {
+    __shared__ Counts warp_sums[kThreads / 32];
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    Counts sum = own;
+    for (int delta = 1; delta < 32; delta *= 2) {
+        const Counts other = shuffle_up(sum, delta);
+        if (lane >= delta) sum = sum + other;
+    }
+    __syncthreads();
+    if (lane == 31) warp_sums[warp] = sum;
+    __syncthreads();
+    Counts before = {};
+    total = {};
+    for (int i = 0; i < static_cast<int>(kThreads / 32); ++i) {
+        if (i == warp) before = total;
+        total = total + warp_sums[i];
+    }
+    const Counts inclusive = before + sum;
+    return {inclusive.decode_seqs - own.decode_seqs, inclusive.pieces - own.pieces,
+            inclusive.prefill_seqs - own.prefill_seqs, inclusive.tiles - own.tiles};
+}
+
+// Largest index whose prefix is at most `value`; the prefixes start with 0 and grow strictly.
+__device__ uint32_t find_prefix(const uint32_t* prefix, uint32_t count, uint32_t value) {
+    uint32_t low = 0, high = count;
+    while (high - low > 1) {
+        const uint32_t middle = (low + high) / 2;
+        if (prefix[middle] <= value) {
+            low = middle;
+        } else {
+            high = middle;
+        }
+    }
+    return low;
+}
+
+__device__ PlanTile tile_at(const PlanView& view, const Counts& total, const msgl_attention_sizes& sizes,
+                            uint32_t idx) {
+    const uint32_t seq = find_prefix(view.seq_tiles, total.prefill_seqs, idx);
+    return {view.tile_seqs[seq], (idx - view.seq_tiles[seq]) * sizes.tile_rows, {}};
+}
+
+// Tiles that read more come first, so a longer tile has a lower class.
+__device__ uint32_t tile_class(const PlanTile& tile, const msgl_attention_sizes& sizes) {
+    const uint32_t group = sizes.num_heads / sizes.num_kv_heads;
+    const PlanSeq& seq = tile.seq;
+    const uint32_t last_row = min(tile.first_row + sizes.tile_rows, seq.q_len * group) - 1;
+    const uint32_t past = seq.kv_len - seq.q_len;
+    const uint32_t length =
+        past + last_row / group + 1 - first_visible(past + tile.first_row / group, sizes.window);
+    return kThreads - 1 - min(length / kClassTokens, kThreads - 1);
+}
+
+__global__ void __launch_bounds__(kThreads) plan_kernel(const msgl_attention_plan_params params) {
+    const msgl_attention_sizes& sizes = params.sizes;
+    const PlanView view = plan_view(sizes, params.plan);
+    const uint32_t group = sizes.num_heads / sizes.num_kv_heads;
+    const uint32_t tid = threadIdx.x;
+
+    Counts done = {};
+    for (uint32_t base = 0; base < params.num_seqs; base += kThreads) {
+        PlanSeq seq = {};
+        Counts own = {};
+        if (base + tid < params.num_seqs) {
+            const uint32_t idx = base + tid;
+            seq = {params.cu_q_lens[idx], params.cu_q_lens[idx + 1] - params.cu_q_lens[idx], params.kv_lens[idx],
+                   params.seq_rows[idx]};
+            if (seq.q_len != 0 && seq.kv_len >= seq.q_len) {
+                if (uint64_t{seq.q_len} * group <= sizes.decode_rows) {
+                    own = {1, pieces_per_job(seq, sizes.window) * jobs_per_seq(seq, sizes), 0, 0};
+                } else {
+                    own = {0, 0, 1, div_up(seq.q_len * group, sizes.tile_rows)};
+                }
+            }
+        }
+        Counts total;
+        const Counts at = done + exclusive_scan(own, total);
+        if (own.decode_seqs != 0) {
+            view.seqs[at.decode_seqs] = seq;
+            view.seq_pieces[at.decode_seqs] = at.pieces;
+        }
+        if (own.prefill_seqs != 0) {
+            view.tile_seqs[at.prefill_seqs] = seq;
+            view.seq_tiles[at.prefill_seqs] = at.tiles;
+        }
+        done = done + total;
+    }
+    done.tiles = min(done.tiles, sizes.max_tiles);
+    const uint32_t active_ctas = min(sizes.decode_ctas, div_up(done.pieces, kMinPiecesPerCta));
+    const PlanHeader header = {done.decode_seqs, done.pieces, active_ctas, done.tiles};
+    if (tid == 0) *view.header = header;
+    __syncthreads();
+
+    for (uint32_t cta = tid; cta < sizes.decode_ctas; cta += kThreads) {
+        view.arrivals[cta] = 0;
+        if (cta >= active_ctas) continue;
+        const uint32_t start = bucket_start(header, cta);
+        const uint32_t idx = find_prefix(view.seq_pieces, done.decode_seqs, start);
+        const uint32_t offset = start - view.seq_pieces[idx];
+        const uint32_t per_job = pieces_per_job(view.seqs[idx], sizes.window);
+        view.buckets[cta] = {idx, offset / per_job, offset % per_job, 0};
+    }
+
+    if (done.tiles == 0) return;
+    __shared__ uint32_t class_next[kThreads];
+    class_next[tid] = 0;
+    __syncthreads();
+    for (uint32_t idx = tid; idx < done.tiles; idx += kThreads) {
+        atomicAdd(&class_next[tile_class(tile_at(view, done, sizes, idx), sizes)], 1u);
+    }
+    __syncthreads();
+    const uint32_t in_class = class_next[tid];
+    Counts unused;
+    const Counts before = exclusive_scan({in_class, 0, 0, 0}, unused);
+    class_next[tid] = before.decode_seqs;
+    __syncthreads();
+    for (uint32_t idx = tid; idx < done.tiles; idx += kThreads) {
+        const PlanTile tile = tile_at(view, done, sizes, idx);
+        view.tiles[atomicAdd(&class_next[tile_class(tile, sizes)], 1u)] = tile;
+    }
+}
+
+}  // namespace
+}  // namespace msgl
+
+extern "C" size_t msgl_attention_plan_bytes(const msgl_attention_sizes* sizes) {
+    return msgl::plan_view(*sizes, nullptr).bytes;
+}
+
+extern "C" int msgl_attention_plan(const msgl_attention_plan_params* params, msgl_stream stream) {
+    msgl::plan_kernel<<<1, msgl::kThreads, 0, reinterpret_cast<cudaStream_t>(stream)>>>(*params);
+    return cudaGetLastError();
+}

@@ -1,0 +1,117 @@
+// The plan of a step's attention: what every layer's kernel reads to find its work. See plan.cu.
+#pragma once
+#include <cuda_runtime.h>
+
+#include <cstdint>
+
+#include "minisgl_kernels.h"
+
+namespace msgl {
+
+// Decode's work is counted in pieces: 16 KV positions of one job, the M side of one MMA.
+constexpr uint32_t kPieceTokens = 16;
+// Query rows of a job: the N side of that MMA.
+constexpr uint32_t kJobRows = 8;
+// A CTA with fewer pieces than this spends more on starting and combining than on reading.
+constexpr uint32_t kMinPiecesPerCta = 8;
+
+struct PlanHeader {
+    uint32_t num_decode_seqs;
+    uint32_t num_pieces;   // over all jobs of all decode sequences
+    uint32_t active_ctas;  // CTAs that have decode work
+    uint32_t num_tiles;    // prefill tiles
+};
+
+struct PlanSeq {
+    uint32_t q_start;  // first packed token
+    uint32_t q_len;
+    uint32_t kv_len;
+    uint32_t row;  // of the page table
+};
+
+// Where a decode CTA's range of pieces starts.
+struct PlanBucket {
+    uint32_t seq;    // in PlanView::seqs
+    uint32_t job;    // of the sequence: KV head group major, query tile minor
+    uint32_t piece;  // of the job
+    uint32_t unused;
+};
+
+struct PlanTile {
+    PlanSeq seq;
+    uint32_t first_row;  // query row of the sequence
+    uint32_t unused[3];
+};
+
+struct PlanView {
+    PlanHeader* header;
+    PlanSeq* seqs;          // [max_seqs] decode sequences
+    uint32_t* seq_pieces;   // [max_seqs] pieces before each decode sequence
+    PlanSeq* tile_seqs;     // [max_seqs] prefill sequences
+    uint32_t* seq_tiles;    // [max_seqs] tiles before each prefill sequence
+    PlanBucket* buckets;    // [decode_ctas]
+    uint32_t* arrivals;     // [decode_ctas] partial results written of the job that is cut at the end of each CTA
+    PlanTile* tiles;        // [max_tiles] longest first
+    float2* partial_stats;  // [2 * decode_ctas, heads_per_job, kJobRows] (maximum, sum)
+    float* partial_out;     // [2 * decode_ctas, heads_per_job, kJobRows, head_dim]
+    size_t bytes;
+};
+
+__host__ __device__ inline PlanView plan_view(const msgl_attention_sizes& sizes, void* plan) {
+    char* base = static_cast<char*>(plan);
+    size_t offset = 0;
+    const auto take = [&](size_t bytes) {
+        char* start = base + offset;
+        offset += (bytes + 255) / 256 * 256;
+        return start;
+    };
+    const size_t partial_rows = size_t{2} * sizes.decode_ctas * sizes.heads_per_job * kJobRows;
+    PlanView view;
+    view.header = reinterpret_cast<PlanHeader*>(take(sizeof(PlanHeader)));
+    view.seqs = reinterpret_cast<PlanSeq*>(take(sizeof(PlanSeq) * sizes.max_seqs));
+    view.seq_pieces = reinterpret_cast<uint32_t*>(take(sizeof(uint32_t) * sizes.max_seqs));
+    view.tile_seqs = reinterpret_cast<PlanSeq*>(take(sizeof(PlanSeq) * sizes.max_seqs));
+    view.seq_tiles = reinterpret_cast<uint32_t*>(take(sizeof(uint32_t) * sizes.max_seqs));
+    view.buckets = reinterpret_cast<PlanBucket*>(take(sizeof(PlanBucket) * sizes.decode_ctas));
+    view.arrivals = reinterpret_cast<uint32_t*>(take(sizeof(uint32_t) * sizes.decode_ctas));
+    view.tiles = reinterpret_cast<PlanTile*>(take(sizeof(PlanTile) * sizes.max_tiles));
+    view.partial_stats = reinterpret_cast<float2*>(take(sizeof(float2) * partial_rows));
+    view.partial_out = reinterpret_cast<float*>(take(sizeof(float) * partial_rows * sizes.head_dim));
+    view.bytes = offset;
+    return view;
+}
+
+__host__ __device__ inline uint32_t div_up(uint32_t a, uint32_t b) { return (a + b - 1) / b; }
+
+// First KV position that the query at position `position` of its sequence sees.
+__host__ __device__ inline uint32_t first_visible(uint32_t position, uint32_t window) {
+    return window != 0 && position + 1 > window ? position + 1 - window : 0;
+}
+
+// A job's pieces are those of the positions that any query of its sequence sees.
+__host__ __device__ inline uint32_t first_piece(const PlanSeq& seq, uint32_t window) {
+    return first_visible(seq.kv_len - seq.q_len, window) / kPieceTokens;
+}
+
+__host__ __device__ inline uint32_t pieces_per_job(const PlanSeq& seq, uint32_t window) {
+    return div_up(seq.kv_len, kPieceTokens) - first_piece(seq, window);
+}
+
+__host__ __device__ inline uint32_t query_tiles(const PlanSeq& seq, const msgl_attention_sizes& sizes) {
+    return div_up(seq.q_len * (sizes.num_heads / sizes.num_kv_heads), kJobRows);
+}
+
+__host__ __device__ inline uint32_t jobs_per_seq(const PlanSeq& seq, const msgl_attention_sizes& sizes) {
+    return div_up(sizes.num_kv_heads, sizes.heads_per_job) * query_tiles(seq, sizes);
+}
+
+// CTA `cta` has the pieces from bucket_start(cta) to bucket_start(cta + 1); bucket_of is the inverse.
+__device__ inline uint32_t bucket_start(const PlanHeader& header, uint32_t cta) {
+    return static_cast<uint32_t>(uint64_t{cta} * header.num_pieces / header.active_ctas);
+}
+
+__device__ inline uint32_t bucket_of(const PlanHeader& header, uint32_t piece) {
+    return static_cast<uint32_t>(((uint64_t{piece} + 1) * header.active_ctas - 1) / header.num_pieces);
+}
+
+}  // namespace msgl
