@@ -1,3 +1,2 @@
 //! The `minisgl` command.
-
 fn main() {}
