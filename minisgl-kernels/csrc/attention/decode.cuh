@@ -3,12 +3,13 @@
 // Bound by reading K and V once. A decode query is a thin matrix, so the query heads that share a KV head are packed
 // into the N = 8 side of mma.m16n8k16 and 16 KV positions are its M side: S^T = K Q^T, then O^T += V^T P^T.
 //
-// Each thread copies with cp.async exactly the 16-byte pieces of K and V that its own fragments need, so the ring in
-// shared memory needs no barrier, no swizzle and no ldmatrix: a warp waits for its own copies and for nothing else.
+// A warp copies whole rows with cp.async into a ring of its own, so nothing but the warp itself is waited for, and
+// reads fragments 16 bytes a thread without ldmatrix:
 //   K: an MMA may sum over the head's elements in any order, so thread t of a quad takes 8 neighbouring ones of row g
 //      for two MMAs, and Q is read in the same order.
 //   V: the rows of O^T may be any elements, so thread g takes 8 neighbouring ones of rows 2t, 2t + 1, 2t + 8, 2t + 9;
 //      one byte permute pairs two rows. movmatrix turns P from the accumulator's layout into the operand's.
+// Chunks of 16 bytes are swizzled so that the eight threads of a phase meet no bank twice.
 //
 // One CTA of 4 warps walks its range of the plan (plan.cu); the warps take pieces of a job in turn, each with its own
 // online softmax, and merge through shared memory at the job's end while the ring is already reading the next job.
@@ -35,10 +36,27 @@ struct DecodeShape {
     static constexpr int kSharedBytes = kRingBytes + kMergeBytes;
     // Elements that a thread takes from a row of V at once: all lanes of a row must fit in it.
     static constexpr int kVec = kHeadDim % 64 == 0 ? 8 : 4;
+    static constexpr int kChunks = kHeadDim / 8;
     static constexpr int kKChunks = kHeadDim / 32;
     static constexpr int kVChunks = kHeadDim / (8 * kVec);
     static constexpr int kOutTiles = kHeadDim / 16;
-    static_assert(kHeadDim % 32 == 0 && kDepth % 2 == 0, "a chunk of K is 32 elements; K and V alternate");
+    static_assert(kHeadDim % 32 == 0 && kDepth % 2 == 0, "a quad reads 32 elements of K; K and V alternate");
+
+    // Bytes from a stage's start to 8 elements of a row. A phase reads 4 chunks of K from 2 rows, and 2 chunks of V (of
+    // 12 a row: half of 2 chunks twice) from every other of 8 rows.
+    __device__ static uint32_t k_offset(uint32_t row, uint32_t chunk) {
+        if constexpr (kChunks % 8 == 0) chunk ^= row % 2 * 4;
+        return (row * kChunks + chunk) * 16;
+    }
+    __device__ static uint32_t v_offset(uint32_t row, uint32_t chunk) {
+        if constexpr (kChunks % 8 == 0) {
+            chunk ^= row / 2 % 4 * 2;
+        } else {
+            chunk += row / 2 % 4 * 2;
+            chunk = chunk >= kChunks ? chunk - kChunks : chunk;
+        }
+        return (row * kChunks + chunk) * 16;
+    }
 };
 
 __device__ __forceinline__ uint4 load_shared_16(uint32_t address) {
@@ -68,7 +86,7 @@ struct DecodeReader {
     bool is_done = false;  // nothing is left to look up
     uint32_t slot = kNoSlot;  // of token lane % 16 of the piece to be copied next
     uint32_t head = 0;
-    uint32_t ring;  // the lane's place in stage 0 of its warp
+    uint32_t ring;  // stage 0 of the warp
     uint32_t stage = 0;
     uint64_t policy = evict_first_policy();
 
@@ -81,37 +99,12 @@ struct DecodeReader {
 
     // Copies K of the piece that was looked up.
     __device__ void copy_k() {
-        const uint32_t lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
-#pragma unroll
-        for (int r = 0; r < 2; ++r) {
-            const uint32_t row_slot = __shfl_sync(~0u, slot, g + 8 * r);
-            const T* src = row(params.k, row_slot) + 8 * t;
-#pragma unroll
-            for (int c = 0; c < Shape::kKChunks; ++c) {
-                cp_async_16(address(r * Shape::kKChunks + c, 16), src + 32 * c, row_slot != kNoSlot, policy);
-            }
-        }
-        finish_stage();
+        copy_rows<true>(params.k);
     }
 
     // Copies V of the same piece and looks up the next one, whose page is needed a stage later.
     __device__ void copy_v() {
-        const uint32_t lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
-#pragma unroll
-        for (int i = 0; i < 4; ++i) {
-            const uint32_t row_slot = __shfl_sync(~0u, slot, 2 * t + i % 2 + i / 2 * 8);
-            const T* src = row(params.v, row_slot) + Shape::kVec * g;
-#pragma unroll
-            for (int c = 0; c < Shape::kVChunks; ++c) {
-                const uint32_t dst = address(i * Shape::kVChunks + c, 2 * Shape::kVec);
-                if constexpr (Shape::kVec == 8) {
-                    cp_async_16(dst, src + 64 * c, row_slot != kNoSlot, policy);
-                } else {
-                    cp_async_8(dst, src + 32 * c, row_slot != kNoSlot, policy);
-                }
-            }
-        }
-        finish_stage();
+        copy_rows<false>(params.v);
         piece += Shape::kWarps;
         settle();
         look_up();
@@ -120,16 +113,19 @@ struct DecodeReader {
   private:
     uint32_t warp;
 
-    __device__ const T* row(const void* kv, uint32_t row_slot) const {
-        const size_t at = row_slot == kNoSlot ? 0 : row_slot;
-        return static_cast<const T*>(kv) + (at * params.sizes.num_kv_heads + head) * kHeadDim;
-    }
-
-    __device__ uint32_t address(int chunk, int lane_bytes) const {
-        return ring + stage * Shape::kStageBytes + (chunk * 32 + threadIdx.x % 32) * lane_bytes;
-    }
-
-    __device__ void finish_stage() {
+    template <bool kIsK>
+    __device__ void copy_rows(const void* kv) {
+        const uint32_t lane = threadIdx.x % 32;
+#pragma unroll
+        for (int i = 0; i < kHeadDim / 16; ++i) {
+            const uint32_t row = (i * 32 + lane) / Shape::kChunks, chunk = (i * 32 + lane) % Shape::kChunks;
+            const uint32_t row_slot = __shfl_sync(~0u, slot, row);
+            const size_t at = row_slot == kNoSlot ? 0 : row_slot;
+            const T* src = static_cast<const T*>(kv) + (at * params.sizes.num_kv_heads + head) * kHeadDim + chunk * 8;
+            const uint32_t dst = ring + stage * Shape::kStageBytes +
+                                 (kIsK ? Shape::k_offset(row, chunk) : Shape::v_offset(row, chunk));
+            cp_async_16(dst, src, row_slot != kNoSlot, policy);
+        }
         cp_async_commit();
         stage = stage + 1 == Shape::kDepth ? 0 : stage + 1;
     }
@@ -203,12 +199,12 @@ struct DecodeWarp {
 
     // P^T of one piece as the B operand of the second product, from K in shared memory.
     __device__ void scores(uint32_t k_stage, uint32_t piece, float scale_log2, uint32_t (&p)[2]) {
-        const uint32_t lane = threadIdx.x % 32, g = lane / 4;
+        const uint32_t lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
         float even[4] = {}, odd[4] = {};
 #pragma unroll
         for (int c = 0; c < Shape::kKChunks; ++c) {
-            const uint4 a = load_shared_16(k_stage + (c * 32 + lane) * 16);
-            const uint4 b = load_shared_16(k_stage + ((Shape::kKChunks + c) * 32 + lane) * 16);
+            const uint4 a = load_shared_16(k_stage + Shape::k_offset(g, 4 * c + t));
+            const uint4 b = load_shared_16(k_stage + Shape::k_offset(g + 8, 4 * c + t));
             mma_m16n8k16<T>(even, a.x, b.x, a.y, b.y, q[c].x, q[c].y);
             mma_m16n8k16<T>(odd, a.z, b.z, a.w, b.w, q[c].z, q[c].w);
         }
@@ -255,19 +251,19 @@ struct DecodeWarp {
 
     // O^T += V^T P^T, from V in shared memory.
     __device__ void accumulate(uint32_t v_stage, const uint32_t (&p)[2]) {
-        const uint32_t lane = threadIdx.x % 32;
+        const uint32_t lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
         constexpr int kWords = Shape::kVec / 2;
 #pragma unroll
         for (int c = 0; c < Shape::kVChunks; ++c) {
             uint32_t rows[4][kWords];
 #pragma unroll
             for (int i = 0; i < 4; ++i) {
-                const uint32_t at = v_stage + ((i * Shape::kVChunks + c) * 32 + lane) * 2 * Shape::kVec;
+                const uint32_t row = 2 * t + i % 2 + i / 2 * 8;
                 if constexpr (kWords == 4) {
-                    const uint4 x = load_shared_16(at);
+                    const uint4 x = load_shared_16(v_stage + Shape::v_offset(row, 8 * c + g));
                     rows[i][0] = x.x, rows[i][1] = x.y, rows[i][2] = x.z, rows[i][3] = x.w;
                 } else {
-                    const uint2 x = load_shared_8(at);
+                    const uint2 x = load_shared_8(v_stage + Shape::v_offset(row, 4 * c + g / 2) + g % 2 * 8);
                     rows[i][0] = x.x, rows[i][1] = x.y;
                 }
             }
@@ -389,10 +385,14 @@ __global__ void __launch_bounds__(DecodeShape<kHeadDim>::kThreads, DecodeShape<k
         for (uint32_t piece = cursor.piece + warp; piece < cursor.piece_end; piece += Shape::kWarps) {
             uint32_t p[2];
             cp_async_wait<Shape::kDepth - 1>();
+            __syncwarp();
             state.scores(ring + stage * Shape::kStageBytes, piece, scale_log2, p);
+            __syncwarp();
             reader.copy_k();
             cp_async_wait<Shape::kDepth - 1>();
+            __syncwarp();
             state.accumulate(ring + (stage + 1) * Shape::kStageBytes, p);
+            __syncwarp();
             reader.copy_v();
             stage = stage + 2 == Shape::kDepth ? 0 : stage + 2;
         }
