@@ -1,0 +1,161 @@
+//! What op benchmarks share: the shapes of real models, and how a case is timed.
+
+use std::time::Duration;
+
+use minisgl_kernels::{AttnSpec, Backend, DType, Result, Tensor};
+
+/// The sizes of a model whose steps are timed.
+#[derive(Clone, Copy, Debug)]
+pub struct ModelShape {
+    /// For the table.
+    pub name: &'static str,
+    /// Elements of the residual stream.
+    pub hidden: usize,
+    /// Elements of the feed-forward layer.
+    pub ffn: usize,
+    /// Query heads.
+    pub heads: usize,
+    /// Key and value heads.
+    pub kv_heads: usize,
+    /// Elements of a head.
+    pub head_dim: usize,
+    /// Tokens in the vocabulary.
+    pub vocab: usize,
+    /// Whether query and key heads are normalised.
+    pub qk_norm: bool,
+}
+
+/// Qwen3-0.6B.
+pub const QWEN3_0_6B: ModelShape = ModelShape {
+    name: "Qwen3-0.6B",
+    hidden: 1024,
+    ffn: 3072,
+    heads: 16,
+    kv_heads: 8,
+    head_dim: 128,
+    vocab: 151_936,
+    qk_norm: true,
+};
+
+/// Llama-3.2-1B.
+pub const LLAMA_3_2_1B: ModelShape = ModelShape {
+    name: "Llama-3.2-1B",
+    hidden: 2048,
+    ffn: 8192,
+    heads: 32,
+    kv_heads: 8,
+    head_dim: 64,
+    vocab: 128_256,
+    qk_norm: false,
+};
+
+/// Llama-3.1-8B.
+pub const LLAMA_3_1_8B: ModelShape = ModelShape {
+    name: "Llama-3.1-8B",
+    hidden: 4096,
+    ffn: 14_336,
+    heads: 32,
+    kv_heads: 8,
+    head_dim: 128,
+    vocab: 128_256,
+    qk_norm: false,
+};
+
+/// One kind of step of one model.
+#[derive(Clone, Copy, Debug)]
+pub struct Workload {
+    /// The model.
+    pub model: ModelShape,
+    /// Storage of weights, activations and KV.
+    pub dtype: DType,
+    /// Sequences in the step.
+    pub seqs: usize,
+    /// Tokens of each in the step: 1 is decode.
+    pub q_len: usize,
+    /// Tokens of each in the KV storage after the step.
+    pub kv_len: usize,
+    /// Tokens in a page.
+    pub page_size: usize,
+    /// How many bytes of inputs to rotate through before the first is met again, so that caches are cold.
+    pub cold_bytes: usize,
+}
+
+impl Workload {
+    /// Tokens in the step.
+    pub fn tokens(&self) -> usize {
+        self.seqs * self.q_len
+    }
+
+    /// For the table.
+    pub fn label(&self) -> String {
+        let phase = if self.q_len == 1 { "decode" } else { "prefill" };
+        format!("{phase} {} x {} of {}", self.seqs, self.q_len, self.kv_len)
+    }
+
+    /// The sizes of attention.
+    pub fn attn_spec(&self) -> AttnSpec {
+        let ModelShape { heads, kv_heads, head_dim, .. } = self.model;
+        AttnSpec {
+            num_heads: heads,
+            num_kv_heads: kv_heads,
+            head_dim,
+            scale: 1.0 / (head_dim as f32).sqrt(),
+            window: None,
+            page_size: self.page_size,
+        }
+    }
+
+    /// Bytes of `n` elements.
+    pub fn bytes_of(&self, n: usize) -> f64 {
+        (n * self.dtype.size_bytes()) as f64
+    }
+
+    /// How many copies of inputs of `size_bytes` bytes to rotate through.
+    pub fn copies(&self, size_bytes: f64) -> usize {
+        (self.cold_bytes as f64 / size_bytes.max(1.0)).ceil().clamp(1.0, 256.0) as usize
+    }
+}
+
+type Run<B> = Box<dyn FnMut(&mut B) -> Result<()>>;
+
+/// One op at one shape.
+pub struct BenchCase<B: Backend> {
+    /// Which of the op's uses, as in `gate_up`.
+    pub name: String,
+    /// Bytes that must be read and written at least.
+    pub bytes: f64,
+    /// Floating point operations, a multiply-add being two.
+    pub flops: f64,
+    prepare: Box<dyn Fn(&mut B) -> Result<Run<B>>>,
+}
+
+impl<B: Backend> BenchCase<B> {
+    /// `prepare` allocates and returns what runs once; called again and again, it rotates through its inputs.
+    pub fn new<R: FnMut(&mut B) -> Result<()> + 'static>(
+        name: impl Into<String>,
+        bytes: f64,
+        flops: f64,
+        prepare: impl Fn(&mut B) -> Result<R> + 'static,
+    ) -> Self {
+        let prepare = move |backend: &mut B| Ok(Box::new(prepare(backend)?) as Run<B>);
+        Self { name: name.into(), bytes, flops, prepare: Box::new(prepare) }
+    }
+
+    /// The median time of one run, after a warm-up, over about `budget`.
+    pub fn median(&self, backend: &mut B, budget: Duration) -> Result<Duration> {
+        let mut run = (self.prepare)(backend)?;
+        let mut once = |backend: &mut B| backend.elapsed(&mut |backend| run(backend));
+        let warm = once(backend)?.max(once(backend)?);
+        let runs = (budget.as_secs_f64() / warm.as_secs_f64().max(1e-7)).clamp(5.0, 2000.0) as usize;
+        let mut times = (0..runs).map(|_| once(backend)).collect::<Result<Vec<_>>>()?;
+        times.sort();
+        Ok(times[runs / 2])
+    }
+}
+
+/// A tensor of noise with deviation 1.
+pub fn noise<B: Backend>(backend: &mut B, dtype: DType, rows: usize, cols: usize) -> Result<Tensor<B::Buf>> {
+    let mut tensor = backend.tensor("bench tensor", dtype, rows, cols)?;
+    backend.fill_random(&mut tensor, 0.0, 1.0, (rows * 31 + cols) as u64)?;
+    Ok(tensor)
+}

@@ -1,0 +1,147 @@
+use minisgl_kernels::{Backend, DType};
+use minisgl_reference::{Precision, linear};
+use proptest::prelude::*;
+
+use super::bench::{BenchCase, ModelShape, Workload, noise};
+use super::support::{Failure, Guarded, Rng, close, dtype, expect_err, one_of, precision, same_bits};
+use super::{CheckConfig, OpCases, fixed, property};
+
+/// What this op is checked and timed on.
+pub(super) fn cases<B: Backend>() -> OpCases<B> {
+    OpCases { name: "linear", check, bench }
+}
+
+#[derive(Clone, Debug)]
+struct Case {
+    dtype: DType,
+    f32_out: bool,
+    bias: bool,
+    rows: usize,
+    spare_rows: usize,
+    k: usize,
+    n: usize,
+    seed: u64,
+}
+
+fn strategy() -> impl Strategy<Value = Case> {
+    // Around the edges of register tiles, SIMD widths and blocks of the sum.
+    let rows = one_of(&[1, 2, 3, 4, 5, 6, 7, 8, 9, 12, 13, 16, 17, 24, 31, 32, 33, 48, 63, 64, 65, 70]);
+    let k = one_of(&[
+        8, 16, 24, 32, 64, 96, 128, 256, 504, 512, 520, 1024, 1032, 1536, 1, 2, 7, 15, 17, 33, 100, 513,
+    ]);
+    let n = one_of(&[1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 31, 32, 33, 64, 65, 127, 160, 251]);
+    (dtype(), any::<bool>(), any::<bool>(), rows, 0..3usize, k, n, any::<u64>()).prop_map(
+        |(dtype, f32_out, bias, rows, spare_rows, k, n, seed)| Case {
+            dtype,
+            f32_out,
+            bias,
+            rows,
+            spare_rows,
+            k,
+            n,
+            seed,
+        },
+    )
+}
+
+fn check<B: Backend>(backend: &mut B, config: &CheckConfig) -> Result<(), String> {
+    property(backend, config, strategy(), |backend, config, case| {
+        match check_case(backend, config, case) {
+            // Matrix engines want rows of whole vectors; no model has others.
+            Err(failure) if failure.is_unsupported() && !case.k.is_multiple_of(8) => Ok(()),
+            result => result,
+        }
+    })?;
+    fixed(backend, "arguments that do not fit", check_refusals)
+}
+
+fn check_case<B: Backend>(backend: &mut B, config: &CheckConfig, case: &Case) -> Result<(), Failure> {
+    let &Case { dtype, f32_out, bias, rows, spare_rows, k, n, seed } = case;
+    let mut rng = Rng::new(seed);
+    let x_values = rng.activations(rows * k);
+    let mut weight = Guarded::new(backend, dtype, n, k, &rng.normals(n * k, 0.0, 1.0 / (k as f64).sqrt()))?;
+    let bias_values = rng.normals(n, 0.0, 1.0);
+    let mut bias = if bias { Some(Guarded::new(backend, dtype, 1, n, &bias_values)?) } else { None };
+    let out_dtype = if f32_out { DType::F32 } else { dtype };
+    let mut run = |backend: &mut B, x_values: &[f64]| {
+        let rows = x_values.len() / k;
+        let mut x = Guarded::new(backend, dtype, rows + spare_rows, k, x_values)?;
+        let mut out = Guarded::poisoned(backend, out_dtype, rows + spare_rows, n)?;
+        let bias_tensor = bias.as_ref().map(|bias| &bias.tensor);
+        backend.linear(&mut out.tensor, &x.tensor, &weight.tensor, bias_tensor, rows)?;
+        x.unchanged(backend, "x")?;
+        weight.unchanged(backend, "weight")?;
+        if let Some(bias) = &mut bias {
+            bias.unchanged(backend, "bias")?;
+        }
+        Ok::<_, Failure>((out.read_rows(backend, "out", rows)?, x.written()[..rows * k].to_vec()))
+    };
+    let (found, x) = run(backend, &x_values)?;
+    same_bits("out, again", &run(backend, &x_values)?.0, &found)?;
+
+    // Any run of rows of the same x, wherever it begins and however long it is.
+    let first = rng.below(rows);
+    let count = 1 + rng.below(rows - first);
+    let (part, part_x) = run(backend, &x_values[first * k..(first + count) * k])?;
+    if config.batch_invariant {
+        let what = format!("out of rows {first}..{} alone", first + count);
+        same_bits(&what, &part, &found[first * n..(first + count) * n])?;
+    }
+
+    let (weight, bias) = (weight.written(), bias.map(|bias| bias.written()));
+    let bias = bias.as_deref();
+    for (found, x) in [(&found, &x), (&part, &part_x)] {
+        let exact = linear(x, &weight, bias, k, Precision::F64);
+        let naive = linear(x, &weight, bias, k, precision(out_dtype));
+        // One f32 rounding of the sum of magnitudes: six deviations of the error of a sequential f32 sum.
+        let magnitudes = |v: &[f64]| v.iter().map(|x| x.abs()).collect::<Vec<_>>();
+        let bias = bias.map(magnitudes);
+        let sums = linear(&magnitudes(x), &magnitudes(&weight), bias.as_deref(), k, Precision::F64);
+        close("out", out_dtype, n, found, &exact, &naive, |i| DType::F32.epsilon() * sums[i])?;
+    }
+    Ok(())
+}
+
+fn check_refusals<B: Backend>(backend: &mut B) -> Result<(), Failure> {
+    let mut tensor = |dtype, rows, cols| backend.tensor("test tensor", dtype, rows, cols);
+    let (x, weight) = (tensor(DType::BF16, 2, 16)?, tensor(DType::BF16, 8, 16)?);
+    let (mut out, mut f16_out) = (tensor(DType::BF16, 2, 8)?, tensor(DType::F16, 2, 8)?);
+    let (other_k, other_dtype) = (tensor(DType::BF16, 8, 24)?, tensor(DType::F32, 8, 16)?);
+    let (bias, mut narrow) = (tensor(DType::BF16, 1, 7)?, tensor(DType::BF16, 2, 7)?);
+    expect_err("weight of another width", backend.linear(&mut out, &x, &other_k, None, 2))?;
+    expect_err("weight of another dtype", backend.linear(&mut out, &x, &other_dtype, None, 2))?;
+    expect_err("out of a third dtype", backend.linear(&mut f16_out, &x, &weight, None, 2))?;
+    expect_err("out too narrow", backend.linear(&mut narrow, &x, &weight, None, 2))?;
+    expect_err("bias too short", backend.linear(&mut out, &x, &weight, Some(&bias), 2))?;
+    expect_err("too many rows", backend.linear(&mut out, &x, &weight, None, 3))
+}
+
+fn bench<B: Backend>(w: &Workload) -> Vec<BenchCase<B>> {
+    let w = *w;
+    let ModelShape { hidden, ffn, heads, kv_heads, head_dim, vocab, .. } = w.model;
+    let case = |name: &str, rows: usize, n: usize, k: usize, logits: bool| {
+        let weight_bytes = w.bytes_of(n * k);
+        let bytes = weight_bytes + w.bytes_of(rows * (k + n));
+        BenchCase::new(name, bytes, 2.0 * (rows * n * k) as f64, move |backend: &mut B| {
+            let out_dtype = if logits { backend.logits_dtype(w.dtype) } else { w.dtype };
+            let x = noise(backend, w.dtype, rows, k)?;
+            let mut out = backend.tensor("out", out_dtype, rows, n)?;
+            let weights = (0..w.copies(weight_bytes))
+                .map(|_| noise(backend, w.dtype, n, k))
+                .collect::<minisgl_kernels::Result<Vec<_>>>()?;
+            let mut turn = 0;
+            Ok(move |backend: &mut B| {
+                turn = (turn + 1) % weights.len();
+                backend.linear(&mut out, &x, &weights[turn], None, rows)
+            })
+        })
+    };
+    let rows = w.tokens();
+    vec![
+        case("qkv", rows, (heads + 2 * kv_heads) * head_dim, hidden, false),
+        case("o", rows, hidden, heads * head_dim, false),
+        case("gate_up", rows, 2 * ffn, hidden, false),
+        case("down", rows, hidden, ffn, false),
+        case("lm_head", w.seqs, vocab, hidden, true),
+    ]
+}

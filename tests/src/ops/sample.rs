@@ -1,0 +1,469 @@
+use minisgl_kernels::{Backend, DType, MAX_LOGPROBS, PADDING, SampleParams, Samples, StepInputs};
+use minisgl_reference::{
+    self as reference, Precision, argmax, distribution, draw, kept, log_softmax, penalized_logits, scores,
+};
+use proptest::prelude::*;
+
+use super::bench::{BenchCase, Workload, noise};
+use super::support::{Failure, Guarded, Rng, Words, dtype, expect_err, one_of};
+use super::{CheckConfig, OpCases, fixed, property};
+
+/// What this op is checked and timed on.
+pub(super) fn cases<B: Backend>() -> OpCases<B> {
+    OpCases { name: "sample", check, bench }
+}
+
+/// What the logits look like.
+#[derive(Clone, Copy, Debug)]
+enum Logits {
+    /// Normal, as at a model's start.
+    Normal,
+    /// Few different values: many ties, also at every cut.
+    Ties,
+    /// All the same.
+    Constant,
+    /// One far above the rest.
+    Peaked,
+    /// Normal with NaN and infinite holes.
+    Holes,
+    /// None is finite.
+    Nothing,
+}
+
+#[derive(Clone, Debug)]
+struct Case {
+    dtype: DType,
+    vocab: usize,
+    rows: Vec<Row>,
+    padding: usize,
+    seed: u64,
+}
+
+#[derive(Clone, Debug)]
+struct Row {
+    logits: Logits,
+    params: SampleParams,
+}
+
+fn params() -> impl Strategy<Value = SampleParams> {
+    let temperature = prop::sample::select(vec![0.0f32, 1.0, 0.6, 0.1, 2.5]);
+    let top_k = prop::sample::select(vec![-1, 0, 1, 2, 5, 50, 1000, 1_000_000]);
+    let top_p = prop::sample::select(vec![1.0f32, 0.9, 0.5, 0.1, 0.999, 1e-6]);
+    let min_p = prop::sample::select(vec![0.0f32, 0.05, 0.5, 1.0]);
+    let penalties = prop_oneof![
+        2 => Just([0.0f32, 0.0, 1.0]),
+        1 => (-2.0..2.0f32, -2.0..2.0f32, 0.5..2.0f32).prop_map(|(a, b, c)| [a, b, c]),
+        1 => prop::sample::select(vec![[0.5f32, 0.0, 1.0], [0.0, 0.25, 1.0], [0.0, 0.0, 1.3]]),
+    ];
+    let num_logprobs = prop::sample::select(vec![-1, 0, 1, 5, MAX_LOGPROBS as i32]);
+    (temperature, top_k, top_p, min_p, penalties, num_logprobs, any::<u64>(), any::<u32>()).prop_map(
+        |(temperature, top_k, top_p, min_p, penalties, num_logprobs, seed, position)| SampleParams {
+            seq_row: PADDING,
+            position,
+            seed,
+            temperature,
+            top_k,
+            top_p,
+            min_p,
+            presence_penalty: penalties[0],
+            frequency_penalty: penalties[1],
+            repetition_penalty: penalties[2],
+            num_logprobs,
+        },
+    )
+}
+
+fn strategy() -> impl Strategy<Value = Case> {
+    let small = one_of(&[1, 2, 3, 5, 31, 32, 33, 100, 255, 256, 257, 1000, 4096, 4099]);
+    let vocab = prop_oneof![12 => small, 1 => one_of(&[32_000, 50_257, 151_936])];
+    let logits = prop_oneof![
+        4 => Just(Logits::Normal),
+        3 => Just(Logits::Ties),
+        1 => Just(Logits::Constant),
+        1 => Just(Logits::Peaked),
+        2 => Just(Logits::Holes),
+        1 => Just(Logits::Nothing),
+    ];
+    let row = (logits, params()).prop_map(|(logits, params)| Row { logits, params });
+    (dtype(), vocab, prop::collection::vec(row, 1..7), 0..3usize, any::<u64>())
+        .prop_map(|(dtype, vocab, rows, padding, seed)| Case { dtype, vocab, rows, padding, seed })
+}
+
+fn check<B: Backend>(backend: &mut B, config: &CheckConfig) -> Result<(), String> {
+    property(backend, config, strategy(), check_case)?;
+    fixed(backend, "draws against the distribution", |backend| check_statistics(backend, config.seed))?;
+    fixed(backend, "arguments that do not fit", check_refusals)
+}
+
+fn fill(rng: &mut Rng, kind: Logits, vocab: usize) -> Vec<f64> {
+    let mut logits: Vec<f64> = match kind {
+        Logits::Normal | Logits::Peaked | Logits::Holes => rng.normals(vocab, 0.0, 3.0),
+        Logits::Ties => (0..vocab).map(|_| rng.below(5) as f64 - 2.5).collect(),
+        Logits::Constant => vec![-1.25; vocab],
+        Logits::Nothing => {
+            (0..vocab).map(|_| if rng.chance(0.5) { f64::NAN } else { f64::NEG_INFINITY }).collect()
+        }
+    };
+    if matches!(kind, Logits::Peaked) {
+        logits[rng.below(vocab)] = 60.0;
+    }
+    if matches!(kind, Logits::Holes) {
+        for logit in &mut logits {
+            if rng.chance(0.3) {
+                *logit = if rng.chance(0.5) { f64::NAN } else { f64::NEG_INFINITY };
+            }
+        }
+        // At least one token remains.
+        logits[rng.below(vocab)] = 0.5;
+    }
+    logits
+}
+
+/// A row of the case with everything that its draw depends on.
+struct Draw {
+    params: SampleParams,
+    logits: Vec<f64>,
+    prompt: Vec<u32>,
+    generated: Vec<u32>,
+}
+
+impl Draw {
+    fn oracle(&self) -> reference::SampleParams {
+        let p = &self.params;
+        reference::SampleParams {
+            temperature: p.temperature.into(),
+            top_k: p.top_k,
+            top_p: p.top_p.into(),
+            min_p: p.min_p.into(),
+            presence_penalty: p.presence_penalty.into(),
+            frequency_penalty: p.frequency_penalty.into(),
+            repetition_penalty: p.repetition_penalty.into(),
+            seed: p.seed,
+            position: p.position,
+        }
+    }
+
+    /// The row's counts before the draw, as the device holds them.
+    fn counts(&self, vocab: usize) -> Vec<u16> {
+        let mut counts = vec![0u16; vocab];
+        self.prompt.iter().for_each(|&token| counts[token as usize] |= 0x8000);
+        self.generated.iter().for_each(|&token| counts[token as usize] += 1);
+        counts
+    }
+
+    /// Whether `token` may be the draw: the oracle's, or one that f32 arithmetic cannot tell from it.
+    fn check_token(&self, token: u32) -> Result<(), Failure> {
+        let params = self.oracle();
+        let logits = penalized_logits(&self.logits, &self.prompt, &self.generated, &params);
+        let expected = draw(&logits, &params);
+        if Some(token) == expected || (token == u32::MAX && expected.is_none()) {
+            return Ok(());
+        }
+        let wrong = |why: &str| {
+            Err(Failure::wrong(format!(
+                "token {token}, the oracle drew {expected:?} ({why}); {:?}",
+                self.params
+            )))
+        };
+        let (Some(best), Some(&logit)) = (expected, logits.get(token as usize)) else {
+            return wrong("not a token, or none expected");
+        };
+        if params.is_greedy() {
+            // Logits are compared as they are: only penalties are arithmetic.
+            let slack =
+                if self.params.has_penalties() { self.penalty_error(logits[best as usize]) } else { 0.0 };
+            if slack > 0.0 && logits[best as usize] - logit <= slack {
+                return Ok(());
+            }
+            return wrong("greedy");
+        }
+        // f32 errors of scaled logits, of sums over the vocabulary and of two logarithms, each some roundings.
+        let error = 16.0 * f64::from(f32::EPSILON);
+        let penalty_error = if self.params.has_penalties() {
+            self.penalty_error(logit.abs().max(logits[best as usize].abs())) / params.temperature
+        } else {
+            0.0
+        };
+        let slack = error + penalty_error;
+        if !kept(&logits, &params, slack)[token as usize] {
+            return wrong("not kept");
+        }
+        let (scores, must_keep) = (scores(&logits, &params), kept(&logits, &params, -slack));
+        let certain = scores.iter().zip(&must_keep).filter(|(_, kept)| **kept).map(|(score, _)| *score);
+        let best_score = certain.fold(f64::NEG_INFINITY, f64::max);
+        let score = scores[token as usize];
+        let magnitude = 1.0 + (logit / params.temperature).abs() + score.abs().max(best_score.abs());
+        if best_score - score <= slack * magnitude {
+            return Ok(());
+        }
+        wrong(&format!("score {score}, best {best_score}"))
+    }
+
+    /// What three penalties in f32 may be off.
+    fn penalty_error(&self, logit: f64) -> f64 {
+        let p = &self.params;
+        let counted = f64::from(p.frequency_penalty.abs()) * self.generated.len() as f64;
+        4.0 * f64::from(f32::EPSILON) * (logit.abs() + counted + f64::from(p.presence_penalty.abs()))
+    }
+
+    /// Log probabilities of the raw logits: values within f32 rounding, the order of tokens exactly.
+    fn check_logprobs(
+        &self,
+        token: u32,
+        logprob: f32,
+        top_tokens: &[u32],
+        top: &[f32],
+    ) -> Result<(), Failure> {
+        let Some(best) = argmax(&self.logits) else { return Ok(()) };
+        let (exact, naive) =
+            (log_softmax(&self.logits, Precision::F64), log_softmax(&self.logits, Precision::F32));
+        let differences = exact.iter().zip(&naive).filter(|(e, _)| e.is_finite()).map(|(e, n)| (e - n).abs());
+        let naive_error = differences.fold(0.0, f64::max);
+        // The logit, the largest logit and the logarithm of the sum are each rounded once or twice.
+        let scale = |t: usize| self.logits[t].abs() + self.logits[best as usize].abs() + exact[t].abs() + 1.0;
+        let check = |what: &str, token: usize, found: f32| {
+            let bound = 2.0 * naive_error + 2.0 * f64::from(f32::EPSILON) * scale(token);
+            if (f64::from(found) - exact[token]).abs() <= bound {
+                return Ok(());
+            }
+            let expected = exact[token];
+            Err(Failure::wrong(format!(
+                "{what} of token {token} is {found}, the oracle says {expected} +- {bound:.2e}"
+            )))
+        };
+        check("log probability", token as usize, logprob)?;
+        let mut order: Vec<u32> = (0..self.logits.len() as u32).collect();
+        order.retain(|&t| self.logits[t as usize].is_finite());
+        order.sort_by(|&a, &b| self.logits[b as usize].total_cmp(&self.logits[a as usize]).then(a.cmp(&b)));
+        let wanted = order.len().min(self.params.num_logprobs as usize);
+        if top_tokens[..wanted] != order[..wanted] {
+            let found = &top_tokens[..wanted];
+            return Err(Failure::wrong(format!("top tokens are {found:?}, expected {:?}", &order[..wanted])));
+        }
+        for (&token, &found) in order[..wanted].iter().zip(top) {
+            check("top log probability", token as usize, found)?;
+        }
+        Ok(())
+    }
+}
+
+/// Draws `draws` in one step, in this order, each on its own row of the state; checks that nothing else changed.
+fn run<B: Backend>(
+    backend: &mut B,
+    rng: &mut Rng,
+    dtype: DType,
+    vocab: usize,
+    draws: &[&Draw],
+    padding: usize,
+) -> Result<Samples, Failure> {
+    let n = draws.len();
+    let max_rows = n + 2;
+    let rows = rng.distinct(n, max_rows);
+    let mut last_tokens = vec![0xDEAD_BEEF; max_rows];
+    let mut counts = vec![0x5AA5u16; max_rows * vocab];
+    let mut state = backend.seq_state(max_rows, 1, vocab)?;
+    let mut out = backend.sample_buf(n + padding + 1)?;
+    Words::write_u32(backend, &mut state.last_tokens, &last_tokens)?;
+    Words::write_u16(backend, &mut state.token_counts, &counts)?;
+    Words::write_u32(backend, &mut out.tokens, &vec![0xDEAD_BEEF; n + padding + 1])?;
+
+    // As a decode step has them: a token a sequence, of which the logits are.
+    let mut step = StepInputs { cu_q_lens: vec![0], ..StepInputs::default() };
+    for (i, (draw, &row)) in draws.iter().zip(&rows).enumerate() {
+        step.token_ids.push(0);
+        step.positions.push(0);
+        step.slots.push(PADDING);
+        step.cu_q_lens.push(i as u32 + 1);
+        step.kv_lens.push(1);
+        step.seq_rows.push(row);
+        step.sample_tokens.push(i as u32);
+        step.samples.push(SampleParams { seq_row: row, ..draw.params });
+        if draw.params.has_penalties() {
+            let tokens = [draw.prompt.clone(), draw.generated.clone()].concat();
+            let num_prompt = draw.prompt.len() as u32;
+            step.count_resets.push(minisgl_kernels::CountReset { row, num_prompt, tokens });
+            counts[row as usize * vocab..][..vocab].copy_from_slice(&draw.counts(vocab));
+        }
+    }
+    for _ in 0..padding {
+        step.sample_tokens.push(0);
+        step.samples.push(SampleParams { temperature: 1.0, ..SampleParams::greedy(PADDING, 0) });
+    }
+    let logits: Vec<f64> = draws.iter().flat_map(|draw| draw.logits.iter().copied()).collect();
+    let mut logits = Guarded::new(backend, dtype, n + padding + 1, vocab, &logits)?;
+    let mut inputs = backend.inputs(n + padding, n + 1, n + padding)?;
+    backend.begin_step(&mut inputs, &step, &mut state, &mut [])?;
+    backend.sample(&mut out, &logits.tensor, &inputs, &mut state)?;
+    let read_back = backend.read_back(&out, n + padding, true)?;
+    let samples = backend.wait(read_back)?;
+
+    for (i, (draw, &row)) in draws.iter().zip(&rows).enumerate() {
+        let token = samples.tokens[i];
+        last_tokens[row as usize] = token;
+        if draw.params.has_penalties() && (token as usize) < vocab {
+            counts[row as usize * vocab + token as usize] += 1;
+        }
+    }
+    logits.unchanged(backend, "logits")?;
+    let found = Words::read_u32(backend, &state.last_tokens, max_rows)?;
+    if found != last_tokens {
+        return Err(Failure::wrong(format!("last_tokens are {found:?}, expected {last_tokens:?}")));
+    }
+    let found = Words::read_u16(backend, &state.token_counts, counts.len())?;
+    if let Some(i) = (0..counts.len()).find(|&i| found[i] != counts[i]) {
+        let (row, token) = (i / vocab, i % vocab);
+        let (found, expected) = (found[i], counts[i]);
+        return Err(Failure::wrong(format!(
+            "the count of token {token} in row {row} is {found:#x}, expected {expected:#x}"
+        )));
+    }
+    let behind = Words::read_u32(backend, &out.tokens, n + padding + 1)?[n + padding];
+    if behind != 0xDEAD_BEEF {
+        return Err(Failure::wrong("a token was written behind the last sample"));
+    }
+    Ok(samples)
+}
+
+fn check_case<B: Backend>(backend: &mut B, config: &CheckConfig, case: &Case) -> Result<(), Failure> {
+    let &Case { dtype, vocab, ref rows, padding, seed } = case;
+    let mut rng = Rng::new(seed);
+    let dtype = backend.logits_dtype(dtype);
+    let p = super::support::precision(dtype);
+    let mut draws = Vec::new();
+    for row in rows {
+        let mut tokens =
+            |most: usize| -> Vec<u32> { (0..rng.below(most)).map(|_| rng.below(vocab) as u32).collect() };
+        let (prompt, generated) = (tokens(30), tokens(20));
+        let logits = fill(&mut rng, row.logits, vocab).iter().map(|&x| p.store(x)).collect();
+        draws.push(Draw { params: row.params, logits, prompt, generated });
+    }
+    let all: Vec<&Draw> = draws.iter().collect();
+    let samples = run(backend, &mut rng, dtype, vocab, &all, padding)?;
+    for (i, draw) in draws.iter().enumerate() {
+        draw.check_token(samples.tokens[i])?;
+        if draw.params.num_logprobs >= 0 && samples.tokens[i] != u32::MAX {
+            let top = i * MAX_LOGPROBS..(i + 1) * MAX_LOGPROBS;
+            let (top_tokens, top) = (&samples.top_tokens[top.clone()], &samples.top_logprobs[top]);
+            draw.check_logprobs(samples.tokens[i], samples.logprobs[i], top_tokens, top)?;
+        }
+    }
+    // The same draws in another batch: one alone, then all in reverse.
+    let alone = rng.below(draws.len());
+    let token = run(backend, &mut rng, dtype, vocab, &[&draws[alone]], 0)?.tokens[0];
+    let reversed: Vec<&Draw> = draws.iter().rev().collect();
+    let mut tokens = run(backend, &mut rng, dtype, vocab, &reversed, padding)?.tokens[..draws.len()].to_vec();
+    tokens.reverse();
+    if config.batch_invariant && (token != samples.tokens[alone] || tokens != samples.tokens[..draws.len()]) {
+        return Err(Failure::wrong(format!(
+            "tokens {:?} depend on the batch: {tokens:?} in reverse, {token} for sample {alone} alone",
+            &samples.tokens[..draws.len()]
+        )));
+    }
+    Ok(())
+}
+
+/// Many draws from one distribution: the chi-square statistic stays below its 1 - 1e-6 quantile.
+fn check_statistics<B: Backend>(backend: &mut B, seed: u64) -> Result<(), Failure> {
+    let mut rng = Rng::new(seed);
+    let (vocab, n) = (23, 8192);
+    let dtype = backend.logits_dtype(DType::F32);
+    let p = super::support::precision(dtype);
+    let logits: Vec<f64> = rng.normals(vocab, 0.0, 1.0).iter().map(|&x| p.store(x)).collect();
+    let params = SampleParams {
+        temperature: 0.8,
+        top_p: 0.95,
+        top_k: 18,
+        seed: rng.bits(),
+        ..SampleParams::greedy(PADDING, 0)
+    };
+    let draws: Vec<Draw> = (0..n as u32)
+        .map(|position| Draw {
+            params: SampleParams { position, ..params },
+            logits: logits.clone(),
+            prompt: vec![],
+            generated: vec![],
+        })
+        .collect();
+    let all: Vec<&Draw> = draws.iter().collect();
+    let samples = run(backend, &mut rng, dtype, vocab, &all, 0)?;
+    let expected = distribution(&logits, &draws[0].oracle());
+    let mut counts = vec![0f64; vocab];
+    for &token in &samples.tokens[..n] {
+        counts[token as usize] += 1.0;
+    }
+    let (mut chi_square, mut freedom) = (0.0, -1.0);
+    for (token, (count, p)) in counts.iter().zip(&expected).enumerate() {
+        if *p == 0.0 && *count > 0.0 {
+            return Err(Failure::wrong(format!("token {token} was drawn {count} times, and is not kept")));
+        }
+        if *p > 0.0 {
+            chi_square += (count - n as f64 * p).powi(2) / (n as f64 * p);
+            freedom += 1.0;
+        }
+    }
+    // Wilson, Hilferty 1931: the cube root of chi-square over its freedom is close to normal.
+    let spread = 2.0 / (9.0 * freedom);
+    let z = ((chi_square / freedom).cbrt() - (1.0 - spread)) / spread.sqrt();
+    if z > 4.75 {
+        return Err(Failure::wrong(format!("chi-square {chi_square:.1} with {freedom} degrees of freedom")));
+    }
+    Ok(())
+}
+
+fn check_refusals<B: Backend>(backend: &mut B) -> Result<(), Failure> {
+    let dtype = backend.logits_dtype(DType::F32);
+    let mut state = backend.seq_state(2, 1, 10)?;
+    let mut inputs = backend.inputs(2, 2, 2)?;
+    let step = StepInputs {
+        token_ids: vec![0, 0],
+        positions: vec![0, 0],
+        slots: vec![PADDING, PADDING],
+        cu_q_lens: vec![0, 1, 2],
+        kv_lens: vec![1, 1],
+        seq_rows: vec![0, 1],
+        sample_tokens: vec![0, 1],
+        samples: vec![SampleParams::greedy(0, 1), SampleParams::greedy(1, 1)],
+        ..StepInputs::default()
+    };
+    backend.begin_step(&mut inputs, &step, &mut state, &mut [])?;
+    let (mut out, mut small) = (backend.sample_buf(2)?, backend.sample_buf(1)?);
+    let (logits, wide) = (backend.tensor("logits", dtype, 2, 10)?, backend.tensor("logits", dtype, 2, 11)?);
+    expect_err("more samples than fit", backend.sample(&mut small, &logits, &inputs, &mut state))?;
+    expect_err("logits of another vocabulary", backend.sample(&mut out, &wide, &inputs, &mut state))
+}
+
+fn bench<B: Backend>(w: &Workload) -> Vec<BenchCase<B>> {
+    let (w, vocab) = (*w, w.model.vocab);
+    let greedy = SampleParams::greedy(0, 1);
+    let plain = SampleParams { temperature: 0.6, ..greedy };
+    let kinds = [
+        ("greedy", greedy),
+        ("temperature", plain),
+        ("top_k 50", SampleParams { top_k: 50, ..plain }),
+        ("top_p 0.9", SampleParams { top_p: 0.9, ..plain }),
+    ];
+    let case = move |(name, params): (&str, SampleParams)| {
+        let bytes = (w.seqs * vocab * 4) as f64;
+        BenchCase::new(name, bytes, 0.0, move |backend: &mut B| {
+            let mut state = backend.seq_state(w.seqs, 1, vocab)?;
+            let mut inputs = backend.inputs(w.seqs, w.seqs, w.seqs)?;
+            let mut step = StepInputs { cu_q_lens: vec![0], ..StepInputs::default() };
+            for row in 0..w.seqs as u32 {
+                step.token_ids.push(0);
+                step.positions.push(0);
+                step.slots.push(PADDING);
+                step.cu_q_lens.push(row + 1);
+                step.kv_lens.push(1);
+                step.seq_rows.push(row);
+                step.sample_tokens.push(row);
+                step.samples.push(SampleParams { seq_row: row, seed: u64::from(row), ..params });
+            }
+            backend.begin_step(&mut inputs, &step, &mut state, &mut [])?;
+            let dtype = backend.logits_dtype(w.dtype);
+            let logits = noise(backend, dtype, w.seqs, vocab)?;
+            let mut out = backend.sample_buf(w.seqs)?;
+            Ok(move |backend: &mut B| backend.sample(&mut out, &logits, &inputs, &mut state))
+        })
+    };
+    kinds.into_iter().map(case).collect()
+}
