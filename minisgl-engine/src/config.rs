@@ -6,6 +6,8 @@ use std::str::FromStr;
 
 use minisgl_kernels::DType;
 
+use crate::{EngineError, Result};
+
 /// Everything that an engine is started with.
 #[derive(Clone, Debug)]
 pub struct EngineConfig {
@@ -69,6 +71,52 @@ impl EngineConfig {
             overlap: None,
             threads: None,
         }
+    }
+
+    /// Checks every setting that can be checked without a model or a device.
+    ///
+    /// # Errors
+    /// Names the setting, its value and what is allowed.
+    pub fn check(&self) -> Result<()> {
+        let range = |name: &str, value: usize, low: usize, high: usize| match (low..=high).contains(&value) {
+            true => Ok(()),
+            false => Err(EngineError::InvalidConfig(format!("{name} is {value}, expected {low} to {high}"))),
+        };
+        range("max_running_req", self.max_running_req, 1, 1 << 16)?;
+        range("max_extend_tokens", self.max_extend_tokens, 1, 1 << 20)?;
+        range("num_page_override", self.num_page_override.unwrap_or(1), 1, 1 << 31)?;
+        range("max_seq_len_override", self.max_seq_len_override.unwrap_or(2), 2, 1 << 24)?;
+        range("threads", self.threads.unwrap_or(1), 1, 1024)?;
+        if !self.page_size.is_power_of_two() || self.page_size > 256 {
+            let found = self.page_size;
+            let error = format!("page_size is {found}, expected a power of two from 1 to 256");
+            return Err(EngineError::InvalidConfig(error));
+        }
+        if let Some(ratio) = self.memory_ratio.filter(|ratio| !(*ratio > 0.0 && *ratio <= 1.0)) {
+            let error = format!("memory_ratio is {ratio}, expected above 0 and at most 1");
+            return Err(EngineError::InvalidConfig(error));
+        }
+        for &size in self.cuda_graph_bs.iter().flatten() {
+            range("cuda_graph_bs", size, 1, self.max_running_req)?;
+        }
+        Ok(())
+    }
+
+    /// The decode batch sizes to capture: ascending, and up to the largest batch where nobody chose.
+    pub(crate) fn graph_sizes(&self) -> Vec<usize> {
+        let mut sizes = match (&self.cuda_graph_bs, self.cuda_graph_max_bs) {
+            (Some(sizes), _) => sizes.clone(),
+            (None, Some(0)) => Vec::new(),
+            (None, max) => {
+                let max = max.unwrap_or(256).min(self.max_running_req);
+                // Padding wastes at most a quarter at small sizes and 16 rows at large ones.
+                let steps = [1, 2, 4].into_iter().chain((8..).step_by(8)).take_while(|&size| size < 64);
+                steps.chain((64..).step_by(16)).take_while(|&size| size < max).chain([max]).collect()
+            }
+        };
+        sizes.sort_unstable();
+        sizes.dedup();
+        sizes
     }
 }
 

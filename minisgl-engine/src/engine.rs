@@ -1,17 +1,34 @@
-//! The engine: the one place that sees both the scheduler and the device.
+//! The engine: its door for callers, and how it starts.
 
-use std::time::Duration;
+use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
-use minisgl_kernels::DType;
+use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
+use minisgl_kernels::cpu::{Cpu, CpuOptions};
+use minisgl_kernels::{Backend, DType, KernelError};
 
-use crate::config::EngineConfig;
-use crate::error::Result;
+use crate::config::{AttentionBackend, Device, EngineConfig};
+use crate::model::{Checkpoint, ModelSpec, WeightSource};
 use crate::request::{Request, RequestId, Sink};
+use crate::runner::{Runner, RunnerConfig};
+use crate::scheduler::{Scheduler, SchedulerConfig};
+use crate::stats::Stats;
+use crate::worker::Worker;
+use crate::{EngineError, Result};
 
 /// A running engine. Dropping it stops the thread and frees everything.
 #[derive(Debug)]
 pub struct Engine {
     info: EngineInfo,
+    limits: SchedulerConfig,
+    next_id: AtomicU64,
+    shared: Arc<Shared>,
+    /// `None` only while the engine is dropped: closing the channel ends the thread.
+    commands: Option<Sender<Command>>,
+    thread: Option<JoinHandle<()>>,
 }
 
 /// What a started engine is.
@@ -50,6 +67,9 @@ pub struct LoadProgress {
     pub total_bytes: usize,
 }
 
+/// Called while weights load.
+pub type OnProgress = Box<dyn FnMut(LoadProgress) + Send>;
+
 /// One prompt and the receivers of its completions: as many completions as sinks.
 pub struct Submission {
     /// The prompt and its params.
@@ -58,39 +78,40 @@ pub struct Submission {
     pub sinks: Vec<Box<dyn Sink>>,
 }
 
-/// Counters of a running engine.
-#[derive(Clone, Debug, Default)]
-pub struct Stats {
-    /// Sequences that hold a page-table row.
-    pub num_running: usize,
-    /// Sequences that wait for one.
-    pub num_waiting: usize,
-    /// KV pages that running sequences hold.
-    pub pages_used: usize,
-    /// KV pages that only the prefix cache holds.
-    pub pages_cached: usize,
-    /// KV pages that nobody holds.
-    pub pages_free: usize,
-    /// Prompt tokens looked up in the prefix cache.
-    pub prefix_lookup_tokens: u64,
-    /// Prompt tokens found there.
-    pub prefix_hit_tokens: u64,
-    /// Sequences put back to waiting because pages ran out.
-    pub preemptions: u64,
-    /// Steps launched.
-    pub steps: u64,
-    /// Prompt tokens computed.
-    pub prompt_tokens: u64,
-    /// Tokens generated.
-    pub output_tokens: u64,
-    /// Host time in planning steps.
-    pub schedule_time: Duration,
-    /// Host time in launching steps; on the CPU this is the computation itself.
-    pub launch_time: Duration,
-    /// Host time in waiting for results.
-    pub wait_time: Duration,
-    /// Host time in taking results in and handing tokens out.
-    pub commit_time: Duration,
+/// What callers say to the engine's thread.
+pub(crate) enum Command {
+    Submit(Vec<Queued>),
+    Abort(RequestId),
+}
+
+/// A submission with its names.
+pub(crate) struct Queued {
+    pub(crate) request: Request,
+    pub(crate) ids: Vec<RequestId>,
+    pub(crate) sinks: Vec<Box<dyn Sink>>,
+    pub(crate) submitted: Instant,
+}
+
+/// What callers can see of the engine's thread.
+#[derive(Debug, Default)]
+pub(crate) struct Shared {
+    stats: Mutex<Stats>,
+    dead: Mutex<Option<EngineError>>,
+}
+
+impl Shared {
+    pub(crate) fn set_stats(&self, stats: &Stats) {
+        lock(&self.stats).clone_from(stats);
+    }
+
+    pub(crate) fn set_dead(&self, error: &EngineError) {
+        *lock(&self.dead) = Some(error.clone());
+    }
+}
+
+/// A panic while one of these locks is held leaves a whole value behind: they are only ever replaced.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Engine {
@@ -98,11 +119,75 @@ impl Engine {
     ///
     /// # Errors
     /// A setting that cannot be met, a model directory that cannot be loaded, a device that cannot be used.
-    pub fn start(
-        _config: EngineConfig,
-        _progress: Option<Box<dyn FnMut(LoadProgress) + Send>>,
+    pub fn start(config: EngineConfig, progress: Option<OnProgress>) -> Result<Self> {
+        match config.device {
+            Device::Cpu => Self::start_cpu(config, progress),
+            #[cfg(feature = "cuda")]
+            Device::Auto if minisgl_kernels::cuda::device_count() > 0 => {
+                Self::start_cuda(config, 0, progress)
+            }
+            Device::Auto => Self::start_cpu(config, progress),
+            #[cfg(feature = "cuda")]
+            Device::Cuda(ordinal) => Self::start_cuda(config, ordinal, progress),
+            #[cfg(not(feature = "cuda"))]
+            Device::Cuda(_) => Err(EngineError::InvalidConfig(format!(
+                "device {} was asked for, but this program was built without the feature 'cuda'; build it with \
+                 --features cuda, or use device cpu",
+                config.device
+            ))),
+        }
+    }
+
+    fn start_cpu(config: EngineConfig, progress: Option<OnProgress>) -> Result<Self> {
+        if config.attention_backend != AttentionBackend::default() {
+            return Err(EngineError::InvalidConfig(format!(
+                "attention_backend '{}' needs a CUDA device; on the CPU only 'auto' runs",
+                config.attention_backend
+            )));
+        }
+        let options = CpuOptions { threads: config.threads, ..CpuOptions::default() };
+        Self::start_with(config, progress, move || Cpu::new(options))
+    }
+
+    /// Starts on a backend of the caller's making; `make` runs on the engine's thread.
+    ///
+    /// # Errors
+    /// As [`start`](Self::start).
+    pub fn start_with<B: Backend>(
+        config: EngineConfig,
+        progress: Option<OnProgress>,
+        make: impl FnOnce() -> Result<B, KernelError> + Send + 'static,
     ) -> Result<Self> {
-        Err(crate::EngineError::Dead("not built yet".into()))
+        config.check()?;
+        let spec = ModelSpec::read(&config.model_path)?;
+        let checkpoint = match config.use_dummy_weight {
+            true => None,
+            false => Some(Checkpoint::open(&config.model_path)?),
+        };
+        let (commands, receiver) = unbounded();
+        let (ready_tx, ready) = bounded(1);
+        let shared = Arc::new(Shared::default());
+        let seen = Arc::clone(&shared);
+        let thread = std::thread::Builder::new()
+            .name("minisgl-engine".into())
+            .spawn(move || {
+                let start = Start { config, spec, checkpoint, progress };
+                match start.on_thread(make, receiver, seen) {
+                    Ok((worker, info, limits)) => {
+                        if ready_tx.send(Ok((info, limits))).is_ok() {
+                            worker.run();
+                        }
+                    }
+                    // The caller waits for exactly this message, or is gone.
+                    Err(error) => drop(ready_tx.send(Err(error))),
+                }
+            })
+            .map_err(|error| EngineError::Dead(format!("its thread could not be started: {error}")))?;
+        let (info, limits) = ready.recv().unwrap_or_else(|_| {
+            Err(EngineError::Dead("its thread panicked while the model was loaded".into()))
+        })?;
+        let next_id = AtomicU64::new(0);
+        Ok(Self { info, limits, next_id, shared, commands: Some(commands), thread: Some(thread) })
     }
 
     /// What this engine is.
@@ -114,8 +199,8 @@ impl Engine {
     ///
     /// # Errors
     /// Names the field, its value and what is allowed.
-    pub fn validate(&self, _request: &Request) -> Result<()> {
-        Ok(())
+    pub fn validate(&self, request: &Request) -> Result<()> {
+        self.limits.validate(request)
     }
 
     /// Queues requests in order; returns one id a sink, in order. Every request is validated first; if one is
@@ -123,15 +208,132 @@ impl Engine {
     ///
     /// # Errors
     /// The first invalid request's error, or that the engine has stopped.
-    pub fn submit(&self, _submissions: Vec<Submission>) -> Result<Vec<RequestId>> {
-        Ok(Vec::new())
+    pub fn submit(&self, submissions: Vec<Submission>) -> Result<Vec<RequestId>> {
+        for submission in &submissions {
+            self.validate(&submission.request)?;
+            if submission.sinks.is_empty() {
+                return Err(EngineError::InvalidRequest("n is 0, expected at least one completion".into()));
+            }
+        }
+        if let Some(error) = lock(&self.shared.dead).clone() {
+            return Err(error);
+        }
+        let submitted = Instant::now();
+        let mut all_ids = Vec::new();
+        let queue = |Submission { request, sinks }| {
+            let first = self.next_id.fetch_add(sinks.len() as u64, Ordering::Relaxed);
+            let ids: Vec<_> = (first..first + sinks.len() as u64).map(RequestId).collect();
+            all_ids.extend_from_slice(&ids);
+            Queued { request, ids, sinks, submitted }
+        };
+        let queued = submissions.into_iter().map(queue).collect();
+        self.send(Command::Submit(queued))?;
+        Ok(all_ids)
     }
 
     /// Ends a request soon; its sink receives `Finished` with reason `Abort`, unless it ended before.
-    pub fn abort(&self, _id: RequestId) {}
+    pub fn abort(&self, id: RequestId) {
+        // A stopped engine has ended every request already.
+        drop(self.send(Command::Abort(id)));
+    }
 
     /// Counters as of the last step.
     pub fn stats(&self) -> Stats {
-        Stats::default()
+        lock(&self.shared.stats).clone()
     }
+
+    fn send(&self, command: Command) -> Result<()> {
+        let sent = self.commands.as_ref().is_some_and(|commands| commands.send(command).is_ok());
+        if sent {
+            return Ok(());
+        }
+        let dead = lock(&self.shared.dead).clone();
+        Err(dead.unwrap_or_else(|| EngineError::Dead("its thread is gone".into())))
+    }
+}
+
+impl Drop for Engine {
+    fn drop(&mut self) {
+        self.commands = None;
+        if let Some(thread) = self.thread.take() {
+            // A panic on that thread was caught and reported to every caller.
+            drop(thread.join());
+        }
+    }
+}
+
+/// What the engine's thread starts from.
+struct Start {
+    config: EngineConfig,
+    spec: ModelSpec,
+    checkpoint: Option<Checkpoint>,
+    progress: Option<OnProgress>,
+}
+
+impl Start {
+    fn on_thread<B: Backend>(
+        self,
+        make: impl FnOnce() -> Result<B, KernelError>,
+        commands: Receiver<Command>,
+        shared: Arc<Shared>,
+    ) -> Result<(Worker<B>, EngineInfo, SchedulerConfig)> {
+        let started = Instant::now();
+        let Self { config, spec, checkpoint, progress } = self;
+        let backend = make()?;
+        let asynchronous = backend.has_graphs();
+        let dtype = config
+            .dtype
+            .or(spec.dtype)
+            .or_else(|| checkpoint.as_ref().and_then(Checkpoint::dtype))
+            .unwrap_or(DType::BF16);
+        let max_seq_len = config.max_seq_len_override.unwrap_or(spec.max_position);
+        let source = match &checkpoint {
+            Some(checkpoint) => WeightSource::Checkpoint(checkpoint),
+            None => WeightSource::Dummy { seed: config.seed },
+        };
+        let runner_config = RunnerConfig {
+            dtype,
+            max_running_req: config.max_running_req,
+            max_extend_tokens: config.max_extend_tokens,
+            max_seq_len,
+            page_size: config.page_size,
+            memory_ratio: config.memory_ratio.unwrap_or(if asynchronous { 0.9 } else { 0.5 }),
+            num_page_override: config.num_page_override,
+            graph_sizes: if asynchronous { config.graph_sizes() } else { Vec::new() },
+        };
+        let mut progress = progress.unwrap_or_else(|| Box::new(|_| {}));
+        let runner = Runner::new(backend, &spec, &source, &runner_config, &mut *progress)?;
+        let limits = SchedulerConfig {
+            num_pages: runner.num_pages(),
+            page_size: config.page_size,
+            max_running_req: config.max_running_req,
+            max_extend_tokens: config.max_extend_tokens,
+            max_seq_len: max_seq_len.min(runner.num_pages() * config.page_size),
+            vocab: spec.vocab,
+            eos_token_ids: spec.eos_token_ids.clone(),
+            cache_type: config.cache_type,
+        };
+        let info = EngineInfo {
+            architecture: spec.architecture.clone(),
+            device: runner.device_name(),
+            dtype,
+            vocab: spec.vocab,
+            max_seq_len: limits.max_seq_len,
+            eos_token_ids: spec.eos_token_ids.clone(),
+            num_pages: runner.num_pages(),
+            page_size: config.page_size,
+            kv_bytes_per_token: spec.kv_bytes_per_token(dtype),
+            weight_bytes: spec.weight_bytes(dtype),
+            load_time: started.elapsed(),
+        };
+        let scheduler = Scheduler::new(limits.clone())?;
+        let overlap = config.overlap.unwrap_or(asynchronous);
+        tracing::info!(device = info.device, num_pages = info.num_pages, %dtype, "engine ready");
+        Ok((Worker::new(runner, scheduler, commands, shared, overlap), info, limits))
+    }
+}
+
+/// Whether `path` holds a model directory.
+pub fn is_model_dir(path: &Path) -> bool {
+    path.join("config.json").is_file()
 }

@@ -15,7 +15,10 @@ pub mod request;
 mod runner;
 pub mod scheduler;
 mod sequence;
+mod stats;
+mod worker;
 
-pub use engine::{Engine, EngineInfo, LoadProgress, Stats, Submission};
+pub use engine::{Engine, EngineInfo, LoadProgress, OnProgress, Submission};
 pub use error::{EngineError, Result};
 pub use minisgl_kernels::{DType, MAX_LOGPROBS};
+pub use stats::Stats;

@@ -1,5 +1,6 @@
 use crate::config::CacheType;
 use crate::error::{EngineError, Result};
+use crate::request::Request;
 
 /// What a [`super::Scheduler`] schedules for.
 #[derive(Clone, Debug)]
@@ -31,6 +32,14 @@ impl SchedulerConfig {
     /// Columns of the page table: whole pages that cover the longest sequence.
     pub fn max_pages_per_seq(&self) -> usize {
         self.max_seq_len.div_ceil(self.page_size)
+    }
+
+    /// Checks that a request can be run to its end.
+    ///
+    /// # Errors
+    /// As [`super::Scheduler::validate`].
+    pub fn validate(&self, request: &Request) -> Result<()> {
+        super::validate::validate(request, self)
     }
 
     pub(super) fn check(&self) -> Result<()> {

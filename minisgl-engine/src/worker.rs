@@ -1,0 +1,252 @@
+//! The engine's thread: the loop that keeps at most one step in flight.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Instant;
+
+use crossbeam_channel::{Receiver, TryRecvError};
+use minisgl_kernels::{Backend, MAX_LOGPROBS, Samples};
+use tracing::{Level, span};
+
+use crate::batch::Batch;
+use crate::engine::{Command, Shared};
+use crate::request::{Event, FinishReason, RequestId, Sink, Timings, TokenLogprobs};
+use crate::runner::{Launch, Runner};
+use crate::scheduler::{Scheduler, Update};
+use crate::stats::Stats;
+use crate::{EngineError, Result};
+
+pub(crate) struct Worker<B: Backend> {
+    runner: Runner<B>,
+    scheduler: Scheduler,
+    commands: Receiver<Command>,
+    shared: Arc<Shared>,
+    /// Whether a step is launched before the one in flight is read.
+    overlap: bool,
+    active: HashMap<RequestId, Active>,
+    batch: Batch,
+    updates: Vec<Update>,
+    stats: Stats,
+}
+
+/// A request that has not ended.
+struct Active {
+    sink: Box<dyn Sink>,
+    num_logprobs: Option<usize>,
+    submitted: Instant,
+    started: Option<Instant>,
+    first_token: Option<Instant>,
+}
+
+impl<B: Backend> Worker<B> {
+    pub(crate) fn new(
+        runner: Runner<B>,
+        scheduler: Scheduler,
+        commands: Receiver<Command>,
+        shared: Arc<Shared>,
+        overlap: bool,
+    ) -> Self {
+        Self {
+            runner,
+            scheduler,
+            commands,
+            shared,
+            overlap,
+            active: HashMap::new(),
+            batch: Batch::default(),
+            updates: Vec::new(),
+            stats: Stats::default(),
+        }
+    }
+
+    /// Runs until the engine is dropped or an op fails; then every request left gets the reason.
+    pub(crate) fn run(mut self) {
+        let body = std::panic::AssertUnwindSafe(|| self.steps());
+        let end = std::panic::catch_unwind(body).unwrap_or_else(|panic| {
+            let text = panic.downcast_ref::<String>().map(String::as_str);
+            let text = text.or(panic.downcast_ref::<&str>().copied()).unwrap_or("no message");
+            Err(EngineError::Dead(format!("its thread panicked: {text}")))
+        });
+        let error = match end {
+            Ok(()) => EngineError::Dead("it was shut down".into()),
+            Err(error) => error,
+        };
+        tracing::debug!(%error, "engine ends");
+        // From here on submissions are refused; those that came before are told.
+        self.shared.set_dead(&error);
+        for mut active in self.active.into_values() {
+            active.sink.send(Event::Failed(error.clone()));
+        }
+        while let Ok(command) = self.commands.try_recv() {
+            if let Command::Submit(submissions) = command {
+                for mut sink in submissions.into_iter().flat_map(|queued| queued.sinks) {
+                    sink.send(Event::Failed(error.clone()));
+                }
+            }
+        }
+    }
+
+    fn steps(&mut self) -> Result<()> {
+        let mut in_flight: Option<Launch<B>> = None;
+        loop {
+            let idle = in_flight.is_none() && self.scheduler.is_idle();
+            if !self.take_commands(idle)? {
+                return Ok(());
+            }
+            let launch = self.plan_and_launch()?;
+            if let Some(step) = in_flight.take() {
+                self.commit(step)?;
+            } else if launch.is_none() && !self.scheduler.is_idle() {
+                return Err(EngineError::Dead(
+                    "no waiting request can be scheduled: this is a defect".into(),
+                ));
+            }
+            match launch {
+                Some(step) if self.overlap => in_flight = Some(step),
+                Some(step) => self.commit(step)?,
+                None => {}
+            }
+            self.stats.counters = self.scheduler.counters();
+            self.shared.set_stats(&self.stats);
+        }
+    }
+
+    fn plan_and_launch(&mut self) -> Result<Option<Launch<B>>> {
+        let start = Instant::now();
+        let planned = span!(Level::TRACE, "schedule").in_scope(|| self.scheduler.schedule(&mut self.batch));
+        let scheduled = Instant::now();
+        self.stats.schedule_time += scheduled - start;
+        if !planned {
+            return Ok(None);
+        }
+        for id in &self.batch.started {
+            if let Some(active) = self.active.get_mut(id) {
+                active.started.get_or_insert(scheduled);
+            }
+        }
+        let tokens = self.batch.inputs.num_tokens();
+        let launch = span!(Level::TRACE, "launch", seqs = self.batch.seqs.len(), tokens)
+            .in_scope(|| self.runner.launch(&mut self.batch))?;
+        self.stats.launch_time += scheduled.elapsed();
+        Ok(Some(launch))
+    }
+
+    fn commit(&mut self, step: Launch<B>) -> Result<()> {
+        let start = Instant::now();
+        let samples = span!(Level::TRACE, "wait").in_scope(|| self.runner.wait(step))?;
+        let waited = Instant::now();
+        self.stats.wait_time += waited - start;
+        span!(Level::TRACE, "commit").in_scope(|| {
+            self.scheduler.commit(&samples, &mut self.updates);
+            self.hand_out(&samples);
+        });
+        self.stats.commit_time += waited.elapsed();
+        Ok(())
+    }
+
+    /// Takes every command that is there; waits for one if `idle`. `false` says that the engine was dropped.
+    fn take_commands(&mut self, idle: bool) -> Result<bool> {
+        let mut wait = idle;
+        loop {
+            let command = match wait {
+                true => self.commands.recv().map_err(|_| TryRecvError::Disconnected),
+                false => self.commands.try_recv(),
+            };
+            wait = false;
+            match command {
+                Ok(Command::Submit(submissions)) => {
+                    for queued in submissions {
+                        let num_logprobs = queued.request.params.logprobs;
+                        let added = self.scheduler.add(queued.request, &queued.ids);
+                        for (id, mut sink) in queued.ids.into_iter().zip(queued.sinks) {
+                            match &added {
+                                Ok(()) => {
+                                    let submitted = queued.submitted;
+                                    let (started, first_token) = (None, None);
+                                    let active =
+                                        Active { sink, num_logprobs, submitted, started, first_token };
+                                    self.active.insert(id, active);
+                                }
+                                Err(error) => {
+                                    sink.send(Event::Failed(error.clone()));
+                                }
+                            }
+                        }
+                    }
+                }
+                Ok(Command::Abort(id)) => {
+                    self.scheduler.abort(id, &mut self.updates);
+                    self.hand_out(&Samples::default());
+                    wait = idle && self.scheduler.is_idle();
+                }
+                Err(TryRecvError::Empty) => return Ok(true),
+                Err(TryRecvError::Disconnected) => return Ok(false),
+            }
+        }
+    }
+
+    /// Passes updates on to the sinks, and aborts the requests whose sinks are gone.
+    fn hand_out(&mut self, samples: &Samples) {
+        let mut deaf: Vec<RequestId> = Vec::new();
+        let mut updates = std::mem::take(&mut self.updates);
+        loop {
+            for update in updates.drain(..) {
+                if let Some(id) = self.pass_on(&update, samples) {
+                    deaf.push(id);
+                }
+            }
+            match deaf.pop() {
+                Some(id) => self.scheduler.abort(id, &mut updates),
+                None => break,
+            }
+        }
+        self.updates = updates;
+    }
+
+    /// Returns the request's id if nobody listens to it any more.
+    fn pass_on(&mut self, update: &Update, samples: &Samples) -> Option<RequestId> {
+        let now = Instant::now();
+        match *update {
+            Update::Token { id, token, sample_idx } => {
+                let active = self.active.get_mut(&id)?;
+                active.first_token.get_or_insert(now);
+                let logprobs = active.num_logprobs.map(|n| token_logprobs(samples, sample_idx, n));
+                (!active.sink.send(Event::Token { token, logprobs })).then_some(id)
+            }
+            Update::Finished { id, reason, num_cached_tokens } => {
+                self.finish(id, reason, num_cached_tokens, now);
+                None
+            }
+            Update::NotFinite { id, position } => {
+                let mut active = self.active.remove(&id)?;
+                active.sink.send(Event::Failed(EngineError::NotFinite { position }));
+                None
+            }
+        }
+    }
+
+    fn finish(&mut self, id: RequestId, reason: FinishReason, num_cached_tokens: usize, now: Instant) {
+        let Some(mut active) = self.active.remove(&id) else { return };
+        let started = active.started.unwrap_or(now);
+        let first_token = active.first_token.unwrap_or(now);
+        let timings = Timings {
+            queue: started - active.submitted,
+            prefill: first_token - started,
+            decode: now - first_token,
+        };
+        active.sink.send(Event::Finished { reason, num_cached_tokens, timings });
+    }
+}
+
+fn token_logprobs(samples: &Samples, sample: usize, num_top: usize) -> TokenLogprobs {
+    let first = sample * MAX_LOGPROBS;
+    let top = first..first + num_top;
+    TokenLogprobs {
+        chosen: samples.logprobs[sample],
+        top: samples.top_tokens[top.clone()]
+            .iter()
+            .copied()
+            .zip(samples.top_logprobs[top].iter().copied())
+            .collect(),
+    }
+}
