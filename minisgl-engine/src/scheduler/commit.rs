@@ -71,11 +71,7 @@ impl Scheduler {
     fn after_step(&mut self, idx: SeqIdx) {
         let Some(seq) = self.seqs.get(idx) else { return };
         match seq.phase {
-            Phase::Running => {
-                if seq.num_published < seq.hashes.len() {
-                    self.publish(idx);
-                }
-            }
+            Phase::Running if seq.num_published < seq.hashes.len() => self.publish(idx),
             Phase::Retracting if seq.num_in_flight == 0 => self.requeue(idx),
             Phase::Ended if seq.num_in_flight == 0 => self.discard(idx),
             _ => {}

@@ -318,7 +318,7 @@ impl Scheduler {
 
 /// The seed of completion `i` of a request: its own for the first, a mix of both for the others (the finaliser
 /// of SplitMix64: Steele, Lea, Flood 2014).
-fn completion_seed(seed: u64, i: u64) -> u64 {
+pub fn completion_seed(seed: u64, i: u64) -> u64 {
     if i == 0 {
         return seed;
     }

@@ -386,7 +386,7 @@ fn check_kv(op: &'static str, kv: &KvLayer<Mem>, spec: &AttnSpec) -> Result<()> 
 
 fn copy_pages(kv: &mut KvLayer<Mem>, copies: &[(u32, u32)]) {
     for tensor in [&mut kv.k, &mut kv.v] {
-        let row_bytes = tensor.cols * tensor.dtype.size_bytes() & !3;
+        let row_bytes = (tensor.cols * tensor.dtype.size_bytes()) & !3;
         let page_bytes = kv.page_size * row_bytes;
         for &(from, to) in copies {
             let from = from as usize * page_bytes;
