@@ -230,10 +230,9 @@ impl Scheduler {
     /// Checks a request without queueing it.
     ///
     /// # Errors
-    /// Names the field, its value and what is allowed; [`EngineError::TooLarge`] for a prompt that the pool can
-    /// never hold.
+    /// As [`SchedulerConfig::validate`].
     pub fn validate(&self, request: &Request) -> Result<()> {
-        validate::validate(request, &self.config)
+        self.config.validate(request)
     }
 
     /// Queues `ids.len()` completions of one prompt. The first draws with the request's seed, each other with a

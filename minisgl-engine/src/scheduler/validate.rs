@@ -4,32 +4,35 @@ use super::SchedulerConfig;
 use crate::error::{EngineError, Result};
 use crate::request::{Request, RequestParams};
 
-/// Checks that `request` can be run to its end.
-pub(super) fn validate(request: &Request, config: &SchedulerConfig) -> Result<()> {
-    let prompt = &request.token_ids;
-    if prompt.is_empty() {
-        return invalid("the prompt is empty: it must have at least one token".into());
+impl SchedulerConfig {
+    /// Checks that `request` can be run to its end.
+    ///
+    /// # Errors
+    /// Names the field, its value and what is allowed; [`EngineError::TooLarge`] for a prompt that the pool can
+    /// never hold.
+    pub fn validate(&self, request: &Request) -> Result<()> {
+        let prompt = &request.token_ids;
+        if prompt.is_empty() {
+            return invalid("the prompt is empty: it must have at least one token".into());
+        }
+        if let Some(idx) = prompt.iter().position(|&id| id as usize >= self.vocab) {
+            let (id, vocab) = (prompt[idx], self.vocab);
+            return invalid(format!("token_ids[{idx}] is {id}, must be below the vocabulary of {vocab}"));
+        }
+        if prompt.len() >= self.max_seq_len {
+            return invalid(format!(
+                "the prompt has {} tokens, which leaves no room for an output: the longest sequence is {} tokens",
+                prompt.len(),
+                self.max_seq_len
+            ));
+        }
+        let (page_size, available) = (self.page_size, self.num_pages);
+        let needed = (prompt.len() + 1).div_ceil(page_size);
+        if needed > available {
+            return Err(EngineError::TooLarge { needed, available, page_size });
+        }
+        validate_params(&request.params, self.vocab)
     }
-    if let Some(idx) = prompt.iter().position(|&id| id as usize >= config.vocab) {
-        let (id, vocab) = (prompt[idx], config.vocab);
-        return invalid(format!("token_ids[{idx}] is {id}, must be below the vocabulary of {vocab}"));
-    }
-    if prompt.len() >= config.max_seq_len {
-        return invalid(format!(
-            "the prompt has {} tokens, which leaves no room for an output: the longest sequence is {} tokens",
-            prompt.len(),
-            config.max_seq_len
-        ));
-    }
-    let needed = (prompt.len() + 1).div_ceil(config.page_size);
-    if needed > config.num_pages {
-        return Err(EngineError::TooLarge {
-            needed,
-            available: config.num_pages,
-            page_size: config.page_size,
-        });
-    }
-    validate_params(&request.params, config.vocab)
 }
 
 fn validate_params(params: &RequestParams, vocab: usize) -> Result<()> {
