@@ -1,6 +1,5 @@
 use crate::config::CacheType;
 use crate::error::{EngineError, Result};
-use crate::request::Request;
 
 /// What a [`super::Scheduler`] schedules for.
 #[derive(Clone, Debug)]
@@ -33,15 +32,6 @@ impl SchedulerConfig {
     pub fn max_pages_per_seq(&self) -> usize {
         self.max_seq_len.div_ceil(self.page_size)
     }
-
-    /// Checks that a request can be run to its end.
-    ///
-    /// # Errors
-    /// As [`super::Scheduler::validate`].
-    pub fn validate(&self, request: &Request) -> Result<()> {
-        super::validate::validate(request, self)
-    }
-
     pub(super) fn check(&self) -> Result<()> {
         let invalid = |message: String| Err(EngineError::InvalidConfig(message));
         if !self.page_size.is_power_of_two() || self.page_size > 256 {
