@@ -32,6 +32,7 @@ impl SchedulerConfig {
     pub fn max_pages_per_seq(&self) -> usize {
         self.max_seq_len.div_ceil(self.page_size)
     }
+
     pub(super) fn check(&self) -> Result<()> {
         let invalid = |message: String| Err(EngineError::InvalidConfig(message));
         if !self.page_size.is_power_of_two() || self.page_size > 256 {
