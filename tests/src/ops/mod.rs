@@ -22,6 +22,7 @@ mod gather_samples;
 mod graph;
 mod linear;
 mod load_rows;
+pub mod naive;
 mod rms_norm;
 mod rope_store_kv;
 mod sample;
@@ -40,6 +41,8 @@ pub struct CheckConfig {
     /// Whether a row's result is the same bits whatever the other rows, the number of rows, the chunking of a
     /// prompt and the page size are. Where this is false such runs are compared with the oracle instead.
     pub batch_invariant: bool,
+    /// Whether to look for a smaller case once one has failed.
+    pub shrink: bool,
 }
 
 impl CheckConfig {
@@ -61,6 +64,7 @@ impl CheckConfig {
             cases: number("MINISGL_TEST_CASES").map_or(cases, |n| n as u32),
             seed: number("MINISGL_TEST_SEED").unwrap_or_else(fresh),
             batch_invariant: true,
+            shrink: true,
         }
     }
 }
@@ -136,7 +140,7 @@ fn property<B: Backend, C: Debug>(
     let runner_config = Config {
         cases: config.cases,
         failure_persistence: None,
-        max_shrink_iters: 300,
+        max_shrink_iters: if config.shrink { 300 } else { 0 },
         max_shrink_time: 30_000,
         ..Config::default()
     };

@@ -167,9 +167,10 @@ fn check_refusals<B: Backend>(backend: &mut B) -> Result<(), Failure> {
     let (rope, short_rope) = (tensor(8, 64)?, tensor(8, 32)?);
     let mut kv =
         KvLayer { k: tensor(scene.num_slots(), 64)?, v: tensor(scene.num_slots(), 64)?, page_size: 4 };
-    let mut call = |qkv, rope, kv| backend.rope_store_kv(qkv, None, None, 1e-6, rope, &inputs, &spec, kv);
-    expect_err("qkv too narrow", call(&mut narrow, &rope, &mut kv))?;
-    expect_err("rope of another head_dim", call(&mut qkv, &short_rope, &mut kv))
+    let mut call =
+        |qkv: &mut _, rope: &_| backend.rope_store_kv(qkv, None, None, 1e-6, rope, &inputs, &spec, &mut kv);
+    expect_err("qkv too narrow", call(&mut narrow, &rope))?;
+    expect_err("rope of another head_dim", call(&mut qkv, &short_rope))
 }
 
 fn bench<B: Backend>(w: &Workload) -> Vec<BenchCase<B>> {

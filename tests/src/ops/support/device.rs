@@ -8,7 +8,7 @@ use super::Failure;
 const GUARD_BYTES: usize = 192;
 
 /// The oracle's precision that stores as `dtype` does.
-pub fn precision(dtype: DType) -> Precision {
+pub(crate) fn precision(dtype: DType) -> Precision {
     match dtype {
         DType::BF16 => Precision::Bf16,
         DType::F16 => Precision::F16,
@@ -26,7 +26,7 @@ fn poison(dtype: DType) -> Vec<u8> {
 }
 
 /// Little-endian bytes of `values`, rounded to `dtype`; a NaN becomes the poison.
-pub fn encode(dtype: DType, values: &[f64]) -> Vec<u8> {
+pub(crate) fn encode(dtype: DType, values: &[f64]) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(values.len() * dtype.size_bytes());
     for &value in values {
         let value = precision(dtype).store(value);
@@ -53,15 +53,15 @@ fn decode(dtype: DType, bytes: &[u8]) -> Vec<f64> {
 
 /// A tensor with a guard band behind it, and what was last seen in both.
 #[derive(Debug)]
-pub struct Guarded<Buf> {
+pub(crate) struct Guarded<Buf> {
     /// What ops take.
-    pub tensor: Tensor<Buf>,
+    pub(crate) tensor: Tensor<Buf>,
     bytes: Vec<u8>,
 }
 
 impl<Buf> Guarded<Buf> {
     /// A tensor of `rows` rows that begin with `values`; the rest is poison.
-    pub fn new<B: Backend<Buf = Buf>>(
+    pub(crate) fn new<B: Backend<Buf = Buf>>(
         backend: &mut B,
         dtype: DType,
         rows: usize,
@@ -80,7 +80,7 @@ impl<Buf> Guarded<Buf> {
     }
 
     /// A tensor of poison alone: for outputs.
-    pub fn poisoned<B: Backend<Buf = Buf>>(
+    pub(crate) fn poisoned<B: Backend<Buf = Buf>>(
         backend: &mut B,
         dtype: DType,
         rows: usize,
@@ -90,22 +90,22 @@ impl<Buf> Guarded<Buf> {
     }
 
     /// Parts the tensor from what was last seen in it, for ops that want it inside of something else.
-    pub fn split(self) -> (Tensor<Buf>, Vec<u8>) {
+    pub(crate) fn split(self) -> (Tensor<Buf>, Vec<u8>) {
         (self.tensor, self.bytes)
     }
 
     /// Undoes [`split`](Self::split).
-    pub fn join(tensor: Tensor<Buf>, bytes: Vec<u8>) -> Self {
+    pub(crate) fn join(tensor: Tensor<Buf>, bytes: Vec<u8>) -> Self {
         Self { tensor, bytes }
     }
 
     /// The elements that were written, as the dtype holds them.
-    pub fn written(&self) -> Vec<f64> {
+    pub(crate) fn written(&self) -> Vec<f64> {
         decode(self.tensor.dtype, &self.bytes[..self.tensor.size_bytes()])
     }
 
     /// The first `rows` rows, after checking that no byte behind them has changed.
-    pub fn read_rows<B: Backend<Buf = Buf>>(
+    pub(crate) fn read_rows<B: Backend<Buf = Buf>>(
         &mut self,
         backend: &mut B,
         what: &str,
@@ -118,7 +118,7 @@ impl<Buf> Guarded<Buf> {
 
     /// Every row, after checking that no byte of the guard band nor of a row for which `unchanged` holds has
     /// changed.
-    pub fn read_marked<B: Backend<Buf = Buf>>(
+    pub(crate) fn read_marked<B: Backend<Buf = Buf>>(
         &mut self,
         backend: &mut B,
         what: &str,
@@ -144,12 +144,20 @@ impl<Buf> Guarded<Buf> {
     }
 
     /// Checks that no byte has changed: for inputs.
-    pub fn unchanged<B: Backend<Buf = Buf>>(&mut self, backend: &mut B, what: &str) -> Result<(), Failure> {
+    pub(crate) fn unchanged<B: Backend<Buf = Buf>>(
+        &mut self,
+        backend: &mut B,
+        what: &str,
+    ) -> Result<(), Failure> {
         self.read_marked(backend, what, |_| true).map(|_| ())
     }
 
     /// Replaces the first elements.
-    pub fn rewrite<B: Backend<Buf = Buf>>(&mut self, backend: &mut B, values: &[f64]) -> Result<(), Failure> {
+    pub(crate) fn rewrite<B: Backend<Buf = Buf>>(
+        &mut self,
+        backend: &mut B,
+        values: &[f64],
+    ) -> Result<(), Failure> {
         let bytes = encode(self.tensor.dtype, values);
         backend.write(&mut self.tensor.buf, 0, &bytes)?;
         self.bytes[..bytes.len()].copy_from_slice(&bytes);
@@ -158,31 +166,39 @@ impl<Buf> Guarded<Buf> {
 }
 
 /// Reads and writes of buffers of whole numbers.
-pub struct Words;
+pub(crate) struct Words;
 
 impl Words {
     /// `n` u32 from the start of `buf`.
-    pub fn read_u32<B: Backend>(backend: &mut B, buf: &B::Buf, n: usize) -> Result<Vec<u32>, Failure> {
+    pub(crate) fn read_u32<B: Backend>(backend: &mut B, buf: &B::Buf, n: usize) -> Result<Vec<u32>, Failure> {
         let mut bytes = vec![0; n * 4];
         backend.read(buf, 0, &mut bytes)?;
         Ok(bytes.chunks_exact(4).map(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect())
     }
 
     /// `n` u16 from the start of `buf`.
-    pub fn read_u16<B: Backend>(backend: &mut B, buf: &B::Buf, n: usize) -> Result<Vec<u16>, Failure> {
+    pub(crate) fn read_u16<B: Backend>(backend: &mut B, buf: &B::Buf, n: usize) -> Result<Vec<u16>, Failure> {
         let mut bytes = vec![0; n * 2];
         backend.read(buf, 0, &mut bytes)?;
         Ok(bytes.chunks_exact(2).map(|b| u16::from_le_bytes([b[0], b[1]])).collect())
     }
 
     /// Writes to the start of `buf`.
-    pub fn write_u32<B: Backend>(backend: &mut B, buf: &mut B::Buf, words: &[u32]) -> Result<(), Failure> {
+    pub(crate) fn write_u32<B: Backend>(
+        backend: &mut B,
+        buf: &mut B::Buf,
+        words: &[u32],
+    ) -> Result<(), Failure> {
         let bytes: Vec<u8> = words.iter().flat_map(|w| w.to_le_bytes()).collect();
         Ok(backend.write(buf, 0, &bytes)?)
     }
 
     /// Writes to the start of `buf`.
-    pub fn write_u16<B: Backend>(backend: &mut B, buf: &mut B::Buf, words: &[u16]) -> Result<(), Failure> {
+    pub(crate) fn write_u16<B: Backend>(
+        backend: &mut B,
+        buf: &mut B::Buf,
+        words: &[u16],
+    ) -> Result<(), Failure> {
         let bytes: Vec<u8> = words.iter().flat_map(|w| w.to_le_bytes()).collect();
         Ok(backend.write(buf, 0, &bytes)?)
     }

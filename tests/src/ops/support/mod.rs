@@ -6,8 +6,8 @@ mod scene;
 mod strategy;
 mod tolerance;
 
-pub use device::{Guarded, Words, encode, precision};
-pub use rng::Rng;
-pub use scene::{Scene, SeqShape};
-pub use strategy::{dtype, one_of};
-pub use tolerance::{Failure, bitwise, close, expect_err, same_bits};
+pub(crate) use device::{Guarded, Words, encode, precision};
+pub(crate) use rng::Rng;
+pub(crate) use scene::{Scene, SeqShape};
+pub(crate) use strategy::{dtype, one_of};
+pub(crate) use tolerance::{Failure, bitwise, close, expect_err, same_bits};

@@ -1,45 +1,51 @@
-use minisgl_kernels::{Backend, CountReset, PADDING, PageUpdate, SampleParams, SeqState, StepInputs};
+use minisgl_kernels::{Backend, PADDING, PageUpdate, SampleParams, SeqState, StepInputs};
 
 use super::{Failure, Rng, Words};
 
 /// One sequence of a step.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct SeqShape {
+pub(crate) struct SeqShape {
     /// Tokens in this step.
-    pub q_len: usize,
+    pub(crate) q_len: usize,
     /// Tokens in the KV storage before this step.
-    pub past: usize,
+    pub(crate) past: usize,
 }
 
 impl SeqShape {
     /// Tokens in the KV storage after this step.
-    pub fn kv_len(&self) -> usize {
+    pub(crate) fn kv_len(&self) -> usize {
         self.past + self.q_len
     }
 }
 
 /// Sequences on random rows of the page table and random pages, padded or not, as host integers.
 #[derive(Clone, Debug)]
-pub struct Scene {
+pub(crate) struct Scene {
     /// The step.
-    pub inputs: StepInputs,
+    pub(crate) inputs: StepInputs,
     /// The pages of each sequence.
-    pub pages: Vec<Vec<u32>>,
+    pub(crate) pages: Vec<Vec<u32>>,
     /// Tokens in a page.
-    pub page_size: usize,
+    pub(crate) page_size: usize,
     /// Pages of the storage, some of them free.
-    pub num_pages: usize,
+    pub(crate) num_pages: usize,
     /// Rows of the page table, some of them free.
-    pub max_rows: usize,
+    pub(crate) max_rows: usize,
     /// Pages that a row can hold.
-    pub max_pages: usize,
+    pub(crate) max_pages: usize,
     /// Tokens that are not padding.
-    pub num_real_tokens: usize,
+    pub(crate) num_real_tokens: usize,
 }
 
 impl Scene {
     /// Lays `seqs` out, followed by `padding` padding tokens, sequences and samples. Token ids are below `vocab`.
-    pub fn new(rng: &mut Rng, seqs: &[SeqShape], page_size: usize, padding: usize, vocab: usize) -> Self {
+    pub(crate) fn new(
+        rng: &mut Rng,
+        seqs: &[SeqShape],
+        page_size: usize,
+        padding: usize,
+        vocab: usize,
+    ) -> Self {
         let num_pages_of = |seq: &SeqShape| seq.kv_len().div_ceil(page_size);
         let used: usize = seqs.iter().map(num_pages_of).sum();
         let num_pages = used + 1 + rng.below(3);
@@ -86,23 +92,23 @@ impl Scene {
     }
 
     /// Slots of the KV storage.
-    pub fn num_slots(&self) -> usize {
+    pub(crate) fn num_slots(&self) -> usize {
         self.num_pages * self.page_size
     }
 
     /// The slot of a position of a sequence.
-    pub fn slot(&self, seq: usize, position: usize) -> usize {
+    pub(crate) fn slot(&self, seq: usize, position: usize) -> usize {
         self.pages[seq][position / self.page_size] as usize * self.page_size + position % self.page_size
     }
 
     /// Room for this step and a bit more.
-    pub fn device_inputs<B: Backend>(&self, backend: &mut B) -> Result<B::Inputs, Failure> {
+    pub(crate) fn device_inputs<B: Backend>(&self, backend: &mut B) -> Result<B::Inputs, Failure> {
         let inputs = &self.inputs;
         Ok(backend.inputs(inputs.num_tokens() + 3, inputs.num_seqs() + 2, inputs.num_samples() + 1)?)
     }
 
     /// Device state whose every entry is garbage until a step writes it.
-    pub fn device_state<B: Backend>(
+    pub(crate) fn device_state<B: Backend>(
         &self,
         backend: &mut B,
         vocab: usize,
@@ -112,11 +118,5 @@ impl Scene {
         Words::write_u32(backend, &mut state.last_tokens, &vec![0xDEAD_BEEF; self.max_rows])?;
         Words::write_u16(backend, &mut state.token_counts, &vec![0x5AA5; self.max_rows * vocab])?;
         Ok(state)
-    }
-
-    /// Adds a rebuild of one row's counts.
-    pub fn reset_counts(&mut self, row: u32, prompt: &[u32], generated: &[u32]) {
-        let tokens = [prompt, generated].concat();
-        self.inputs.count_resets.push(CountReset { row, num_prompt: prompt.len() as u32, tokens });
     }
 }

@@ -5,7 +5,7 @@ use minisgl_reference::Precision;
 
 /// Why a case failed.
 #[derive(Debug)]
-pub enum Failure {
+pub(crate) enum Failure {
     /// A wrong result.
     Wrong(String),
     /// The backend refused or failed.
@@ -14,12 +14,12 @@ pub enum Failure {
 
 impl Failure {
     /// A wrong result.
-    pub fn wrong(what: impl Into<String>) -> Self {
+    pub(crate) fn wrong(what: impl Into<String>) -> Self {
         Failure::Wrong(what.into())
     }
 
     /// Whether the backend said that it does not support the arguments.
-    pub fn is_unsupported(&self) -> bool {
+    pub(crate) fn is_unsupported(&self) -> bool {
         matches!(self, Failure::Kernel(KernelError::Unsupported { .. }))
     }
 }
@@ -44,7 +44,7 @@ impl fmt::Display for Failure {
 /// An element may be off by twice the largest error of the naive run in its row, plus a rounding floor: one ulp
 /// of the dtype (twice the half that the best rounding costs), and `floor(i)` for the f32 sums behind element
 /// `i`, without which a row whose naive run is exact by luck could not be met by another order of summation.
-pub fn close(
+pub(crate) fn close(
     what: &str,
     dtype: DType,
     cols: usize,
@@ -84,13 +84,18 @@ fn subnormal(dtype: DType) -> f64 {
 }
 
 /// Compares with `expected` as stored in `precision`, bit by bit (any NaN equals any other).
-pub fn bitwise(what: &str, precision: Precision, found: &[f64], expected: &[f64]) -> Result<(), Failure> {
+pub(crate) fn bitwise(
+    what: &str,
+    precision: Precision,
+    found: &[f64],
+    expected: &[f64],
+) -> Result<(), Failure> {
     let expected: Vec<f64> = expected.iter().map(|&x| precision.store(x)).collect();
     same_bits(what, found, &expected)
 }
 
 /// Compares two results bit by bit (any NaN equals any other).
-pub fn same_bits(what: &str, found: &[f64], expected: &[f64]) -> Result<(), Failure> {
+pub(crate) fn same_bits(what: &str, found: &[f64], expected: &[f64]) -> Result<(), Failure> {
     assert_eq!(found.len(), expected.len(), "{what}: lengths");
     for (i, (found, expected)) in found.iter().zip(expected).enumerate() {
         if found.to_bits() != expected.to_bits() && !(found.is_nan() && expected.is_nan()) {
@@ -103,7 +108,7 @@ pub fn same_bits(what: &str, found: &[f64], expected: &[f64]) -> Result<(), Fail
 }
 
 /// Checks that arguments that do not fit were refused.
-pub fn expect_err(what: &str, result: Result<()>) -> Result<(), Failure> {
+pub(crate) fn expect_err(what: &str, result: Result<()>) -> Result<(), Failure> {
     match result {
         Err(KernelError::Shape { .. } | KernelError::DType { .. } | KernelError::Index { .. }) => Ok(()),
         Err(KernelError::Unsupported { .. }) => Ok(()),
