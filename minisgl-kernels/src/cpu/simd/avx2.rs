@@ -105,6 +105,12 @@ impl Simd for Avx2 {
     type M = U;
     const WIDE: bool = false;
 
+    #[inline(always)]
+    fn prefetch<T>(self, address: *const T) {
+        // SAFETY: a prefetch has no effect but on caches and does not fault.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(address.cast()) }
+    }
+
     intrinsics! {
         fn splat(x: f32) -> F { [_mm256_set1_ps(x); 2] }
         fn load_f32(src: &[f32; LANES]) -> F {
@@ -226,7 +232,6 @@ impl Simd for Avx2 {
                 _mm256_blendv_ps(if_clear[1], if_set[1], _mm256_castsi256_ps(mask[1])),
             ]
         }
-        fn lt_i32(a: U, b: U) -> U { [_mm256_cmpgt_epi32(b[0], a[0]), _mm256_cmpgt_epi32(b[1], a[1])] }
         fn i32_to_f32(x: U) -> F { [_mm256_cvtepi32_ps(x[0]), _mm256_cvtepi32_ps(x[1])] }
     }
 

@@ -53,6 +53,12 @@ impl Simd for Avx512 {
         u32::from(mask)
     }
 
+    #[inline(always)]
+    fn prefetch<T>(self, address: *const T) {
+        // SAFETY: a prefetch has no effect but on caches and does not fault.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(address.cast()) }
+    }
+
     intrinsics! {
         fn splat(x: f32) -> __m512 { _mm512_set1_ps(x) }
         fn load_f32(src: &[f32; LANES]) -> __m512 { _mm512_loadu_ps(src.as_ptr()) }
@@ -128,7 +134,6 @@ impl Simd for Avx512 {
         fn shl<const BITS: u32>(x: __m512i) -> __m512i { _mm512_slli_epi32::<BITS>(x) }
         fn shr<const BITS: u32>(x: __m512i) -> __m512i { _mm512_srli_epi32::<BITS>(x) }
         fn sar<const BITS: u32>(x: __m512i) -> __m512i { _mm512_srai_epi32::<BITS>(x) }
-        fn lt_i32(a: __m512i, b: __m512i) -> __mmask16 { _mm512_cmplt_epi32_mask(a, b) }
         fn i32_to_f32(x: __m512i) -> __m512 { _mm512_cvtepi32_ps(x) }
         fn mul_wide(a: __m512i, b: __m512i) -> (__m512i, __m512i) {
             let even = _mm512_mul_epu32(a, b);

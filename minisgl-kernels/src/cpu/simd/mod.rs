@@ -71,6 +71,8 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     }
     /// The largest lane; unspecified if one is NaN.
     fn reduce_max(self, x: Self::F) -> f32;
+    /// Hints that the cache line at `address` will be read soon. Any address will do.
+    fn prefetch<T>(self, address: *const T);
     /// Transposes a 16 x 16 block given by rows.
     fn transpose(self, rows: [Self::F; LANES]) -> [Self::F; LANES];
 
@@ -87,8 +89,6 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     fn shr<const BITS: u32>(self, x: Self::U) -> Self::U;
     /// Shift that copies the sign bit.
     fn sar<const BITS: u32>(self, x: Self::U) -> Self::U;
-    /// `a < b` as signed numbers.
-    fn lt_i32(self, a: Self::U, b: Self::U) -> Self::M;
     /// Nearest f32 of a signed number.
     fn i32_to_f32(self, x: Self::U) -> Self::F;
     /// High and low halves of the products.
@@ -114,10 +114,14 @@ pub(crate) trait Element: Plain {
     fn store<S: Simd>(simd: S, x: S::F, dst: &mut [Self; LANES]);
     fn from_f32(x: f32) -> Self;
     fn to_f32(self) -> f32;
+    /// The same elements, if the type is bf16.
+    fn as_bf16(_: &[Self]) -> Option<&[bf16]> {
+        None
+    }
 }
 
 macro_rules! element {
-    ($ty:ty, $zero:expr, $load:ident, $store:ident, $from:expr, $to:expr) => {
+    ($ty:ty, $zero:expr, $load:ident, $store:ident, $from:expr, $to:expr $(, $as_bf16:item)?) => {
         impl Element for $ty {
             const ZERO: Self = $zero;
             #[inline(always)]
@@ -136,12 +140,23 @@ macro_rules! element {
             fn to_f32(self) -> f32 {
                 $to(self)
             }
+            $($as_bf16)?
         }
     };
 }
 
 element!(f32, 0.0, load_f32, store_f32, std::convert::identity, std::convert::identity);
-element!(bf16, bf16::ZERO, load_bf16, store_bf16, bf16::from_f32, bf16::to_f32);
+element!(
+    bf16,
+    bf16::ZERO,
+    load_bf16,
+    store_bf16,
+    bf16::from_f32,
+    bf16::to_f32,
+    fn as_bf16(slice: &[Self]) -> Option<&[bf16]> {
+        Some(slice)
+    }
+);
 element!(f16, f16::ZERO, load_f16, store_f16, f16::from_f32, f16::to_f32);
 
 /// Loads up to [`LANES`] elements; lanes beyond `src` are zero.
@@ -158,6 +173,24 @@ pub(crate) fn store_partial<S: Simd, E: Element>(simd: S, x: S::F, dst: &mut [E]
     let mut full = [E::ZERO; LANES];
     E::store(simd, x, &mut full);
     dst.copy_from_slice(&full[..dst.len()]);
+}
+
+/// [`load_partial`] with the usual case, a whole vector, made quick.
+#[inline(always)]
+pub(crate) fn load_any<S: Simd, E: Element>(s: S, src: &[E]) -> S::F {
+    match src.as_array() {
+        Some(full) => E::load(s, full),
+        None => load_partial(s, src),
+    }
+}
+
+/// [`store_partial`] with the usual case, a whole vector, made quick.
+#[inline(always)]
+pub(crate) fn store_any<S: Simd, E: Element>(s: S, x: S::F, dst: &mut [E]) {
+    match dst.as_mut_array() {
+        Some(full) => E::store(s, x, full),
+        None => store_partial(s, x, dst),
+    }
 }
 
 /// A kernel that can be compiled for any instruction set.
@@ -186,6 +219,16 @@ impl DetectedIsa {
 
     pub(crate) fn isa(self) -> Isa {
         self.0
+    }
+
+    /// Whether [`dispatch_bf16`] runs kernels.
+    pub(crate) fn has_bf16_dot(self) -> bool {
+        self.0 == Isa::Avx512Bf16
+    }
+
+    /// [`Simd::WIDE`] of the instruction set.
+    pub(crate) fn is_wide(self) -> bool {
+        matches!(self.0, Isa::Avx512Bf16 | Isa::Avx512)
     }
 }
 
@@ -237,4 +280,4 @@ pub(crate) fn dispatch_bf16<K: KernelBf16>(isa: DetectedIsa, kernel: K) -> Resul
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

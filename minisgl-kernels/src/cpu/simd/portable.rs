@@ -18,7 +18,11 @@ fn map<T: Copy, U: Copy + Default>(a: [T; LANES], f: impl Fn(T) -> U) -> [U; LAN
 }
 
 #[inline(always)]
-fn zip<T: Copy, V: Copy, U: Copy + Default>(a: [T; LANES], b: [V; LANES], f: impl Fn(T, V) -> U) -> [U; LANES] {
+fn zip<T: Copy, V: Copy, U: Copy + Default>(
+    a: [T; LANES],
+    b: [V; LANES],
+    f: impl Fn(T, V) -> U,
+) -> [U; LANES] {
     let mut out = [U::default(); LANES];
     for i in 0..LANES {
         out[i] = f(a[i], b[i]);
@@ -148,6 +152,8 @@ impl Simd for Portable {
         reduce(x, f32::max)
     }
     #[inline(always)]
+    fn prefetch<T>(self, _: *const T) {}
+    #[inline(always)]
     fn transpose(self, rows: [Self::F; LANES]) -> [Self::F; LANES] {
         let mut out = [[0.0; LANES]; LANES];
         for i in 0..LANES {
@@ -205,10 +211,6 @@ impl Simd for Portable {
     #[inline(always)]
     fn sar<const BITS: u32>(self, x: Self::U) -> Self::U {
         map(x, |x| (x.cast_signed() >> BITS).cast_unsigned())
-    }
-    #[inline(always)]
-    fn lt_i32(self, a: Self::U, b: Self::U) -> Self::M {
-        zip(a, b, |a, b| a.cast_signed() < b.cast_signed())
     }
     #[inline(always)]
     fn i32_to_f32(self, x: Self::U) -> Self::F {
