@@ -21,7 +21,7 @@ bool has_mma(msgl_dtype dtype, uint32_t head_dim, uint32_t sm) {
 
 extern "C" uint32_t msgl_attention_tile_rows(msgl_attention_kernel kernel, msgl_dtype dtype, uint32_t head_dim,
                                              uint32_t sm) {
-    if (kernel == MSGL_ATTENTION_FA && msgl::has_mma(dtype, head_dim, sm)) return head_dim <= 64 ? 128 : 64;
+    if (kernel == MSGL_ATTENTION_FA && msgl::has_mma(dtype, head_dim, sm)) return head_dim <= 128 ? 128 : 64;
     return 0;
 }
 

@@ -3,31 +3,37 @@
 // Bound by reading K and V once. A decode query is a thin matrix, so the query heads that share a KV head are packed
 // into the N = 8 side of mma.m16n8k16 and 16 KV positions are its M side: S^T = K Q^T, then O^T += V^T P^T.
 //
-// A warp copies whole rows with cp.async into a ring of its own, so nothing but the warp itself is waited for, and
-// reads fragments 16 bytes a thread without ldmatrix:
+// A warp copies whole rows into a ring of its own, with one bulk copy a row where the chip has them and with cp.async
+// elsewhere, so that it waits for nothing but its own copies. It reads fragments 16 bytes a thread, without ldmatrix:
 //   K: an MMA may sum over the head's elements in any order, so thread t of a quad takes 8 neighbouring ones of row g
 //      for two MMAs, and Q is read in the same order.
 //   V: the rows of O^T may be any elements, so thread g takes 8 neighbouring ones of rows 2t, 2t + 1, 2t + 8, 2t + 9;
 //      one byte permute pairs two rows. movmatrix turns P from the accumulator's layout into the operand's.
-// Chunks of 16 bytes are swizzled so that the eight threads of a phase meet no bank twice.
+// Rows are padded so that the eight threads of a phase meet no bank twice.
 //
-// One CTA of 4 warps walks its range of the plan (plan.cu); the warps take pieces of a job in turn, each with its own
+// One CTA walks its range of the plan (plan.cu); the warps take pieces of a job in turn, each with its own
 // online softmax, and merge through shared memory at the job's end while the ring is already reading the next job.
 #pragma once
 #include "job.cuh"
+#include "ptx/bulk.cuh"
 #include "ptx/cp_async.cuh"
 
 namespace msgl {
 
 template <int kHeadDim>
 struct DecodeShape {
-    static constexpr int kWarps = 4;
+    static constexpr int kWarps = kHeadDim <= 128 ? 4 : 2;
     static constexpr int kThreads = 32 * kWarps;
-    // K or V of one piece: 16 rows.
-    static constexpr int kStageBytes = kPieceTokens * kHeadDim * 2;
-    // Stages of K and V in turn. 32 to 64 KB for each CTA: four times what the latency of HBM at its bandwidth asks
-    // for, over two or three CTAs an SM, and still under the 99 KB of the small sm_8x chips.
-    static constexpr int kDepth = kHeadDim <= 64 ? 8 : kHeadDim <= 96 ? 6 : kHeadDim <= 128 ? 4 : 2;
+    static constexpr int kRowBytes = kHeadDim * 2;
+    // A phase reads 4 chunks of 16 bytes of K from 2 rows, and 2 chunks of V from every other of 8 rows.
+    static constexpr int kKStride = kRowBytes + (kRowBytes % 128 == 0 ? 64 : 0);
+    static constexpr int kVStride = kRowBytes + 16;
+    static constexpr int kVOffset = kPieceTokens * kKStride;
+    // K and V of one piece.
+    static constexpr int kStageBytes = kPieceTokens * (kKStride + kVStride);
+    // 64 to 80 KB for each CTA, two or three CTAs an SM: four times what the latency of HBM at its bandwidth asks for,
+    // and still under the 99 KB of the small sm_8x chips.
+    static constexpr int kDepth = kHeadDim <= 96 ? 3 : 2;
     static constexpr int kCtasPerSm = kHeadDim <= 64 ? 3 : 2;
     static constexpr int kRingBytes = kWarps * kDepth * kStageBytes;
     // Rows of the merge buffer are staggered over the banks.
@@ -36,27 +42,10 @@ struct DecodeShape {
     static constexpr int kSharedBytes = kRingBytes + kMergeBytes;
     // Elements that a thread takes from a row of V at once: all lanes of a row must fit in it.
     static constexpr int kVec = kHeadDim % 64 == 0 ? 8 : 4;
-    static constexpr int kChunks = kHeadDim / 8;
     static constexpr int kKChunks = kHeadDim / 32;
     static constexpr int kVChunks = kHeadDim / (8 * kVec);
     static constexpr int kOutTiles = kHeadDim / 16;
-    static_assert(kHeadDim % 32 == 0 && kDepth % 2 == 0, "a quad reads 32 elements of K; K and V alternate");
-
-    // Bytes from a stage's start to 8 elements of a row. A phase reads 4 chunks of K from 2 rows, and 2 chunks of V (of
-    // 12 a row: half of 2 chunks twice) from every other of 8 rows.
-    __device__ static uint32_t k_offset(uint32_t row, uint32_t chunk) {
-        if constexpr (kChunks % 8 == 0) chunk ^= row % 2 * 4;
-        return (row * kChunks + chunk) * 16;
-    }
-    __device__ static uint32_t v_offset(uint32_t row, uint32_t chunk) {
-        if constexpr (kChunks % 8 == 0) {
-            chunk ^= row / 2 % 4 * 2;
-        } else {
-            chunk += row / 2 % 4 * 2;
-            chunk = chunk >= kChunks ? chunk - kChunks : chunk;
-        }
-        return (row * kChunks + chunk) * 16;
-    }
+    static_assert(kHeadDim % 32 == 0, "a quad reads 32 elements of K");
 };
 
 __device__ __forceinline__ uint4 load_shared_16(uint32_t address) {
@@ -74,7 +63,7 @@ __device__ __forceinline__ uint2 load_shared_8(uint32_t address) {
     return x;
 }
 
-// Copies K and V of the warp's pieces, one stage after the other, running ahead of the arithmetic.
+// Copies K and V of the warp's pieces, running ahead of the arithmetic.
 template <typename T, int kHeadDim>
 struct DecodeReader {
     using Shape = DecodeShape<kHeadDim>;
@@ -82,52 +71,88 @@ struct DecodeReader {
     const msgl_attention_params& params;
     const PlanView& view;
     JobCursor cursor;
-    uint32_t piece;        // the next to look up
-    bool is_done = false;  // nothing is left to look up
-    uint32_t slot = kNoSlot;  // of token lane % 16 of the piece to be copied next
-    uint32_t head = 0;
-    uint32_t ring;  // stage 0 of the warp
-    uint32_t stage = 0;
-    uint64_t policy = evict_first_policy();
+    uint32_t warp;
+    uint32_t ring;            // stage 0 of the warp
+    uint32_t barriers;        // of stage 0 of the warp
+    uint32_t piece;           // the next to look up
+    bool is_done = false;     // nothing is left to look up
+    uint32_t slot = 0;        // of token lane % 16 of the piece to be copied next
+    uint32_t head = 0;        // KV head of that piece
+    uint32_t write_stage = 0;
+    uint32_t read_stage = 0;
+    uint32_t read_parity = 0;
 
     __device__ DecodeReader(const msgl_attention_params& params, const PlanView& view, const JobCursor& start,
-                            uint32_t warp, uint32_t ring)
-        : params(params), view(view), cursor(start), piece(start.piece + warp), ring(ring), warp(warp) {
+                            uint32_t warp, uint32_t ring, uint32_t barriers)
+        : params(params),
+          view(view),
+          cursor(start),
+          warp(warp),
+          ring(ring),
+          barriers(barriers),
+          piece(start.piece + warp) {
         settle();
         look_up();
     }
 
-    // Copies K of the piece that was looked up.
-    __device__ void copy_k() {
-        copy_rows<true>(params.k);
+    // Copies the piece that was looked up, and looks up the one after it, whose page is needed a stage later.
+    __device__ void copy() {
+        if (!is_done) {
+            const uint32_t lane = threadIdx.x % 32;
+            const uint32_t stage = ring + write_stage * Shape::kStageBytes;
+#if __CUDA_ARCH__ >= 900
+            const uint32_t barrier = barriers + write_stage * 8;
+            if (lane == 0) mbarrier_arrive_expect(barrier, 2 * kPieceTokens * Shape::kRowBytes);
+            __syncwarp();
+            const uint32_t row = lane % kPieceTokens;
+            const void* kv = lane < kPieceTokens ? params.k : params.v;
+            const uint32_t dst = stage + (lane < kPieceTokens ? row * Shape::kKStride
+                                                              : Shape::kVOffset + row * Shape::kVStride);
+            bulk_copy(dst, source(kv, slot, 0), Shape::kRowBytes, barrier, kEvictFirst);
+#else
+            constexpr uint32_t kChunks = kHeadDim / 8;
+#pragma unroll
+            for (int i = 0; i < kHeadDim / 16; ++i) {
+                const uint32_t row = (i * 32 + lane) / kChunks, chunk = (i * 32 + lane) % kChunks;
+                const uint32_t row_slot = __shfl_sync(~0u, slot, row);
+                cp_async_16(stage + row * Shape::kKStride + chunk * 16, source(params.k, row_slot, chunk), true);
+                cp_async_16(stage + Shape::kVOffset + row * Shape::kVStride + chunk * 16,
+                            source(params.v, row_slot, chunk), true);
+            }
+#endif
+            write_stage = write_stage + 1 == Shape::kDepth ? 0 : write_stage + 1;
+            piece += Shape::kWarps;
+            settle();
+            look_up();
+        }
+#if __CUDA_ARCH__ < 900
+        cp_async_commit();
+#endif
     }
 
-    // Copies V of the same piece and looks up the next one, whose page is needed a stage later.
-    __device__ void copy_v() {
-        copy_rows<false>(params.v);
-        piece += Shape::kWarps;
-        settle();
-        look_up();
+    // Waits for the oldest piece and returns its stage.
+    __device__ uint32_t wait() {
+#if __CUDA_ARCH__ >= 900
+        mbarrier_wait(barriers + read_stage * 8, read_parity);
+#else
+        cp_async_wait<Shape::kDepth - 1>();
+        __syncwarp();
+#endif
+        return ring + read_stage * Shape::kStageBytes;
+    }
+
+    // Gives the stage of the oldest piece back and copies another into it.
+    __device__ void release() {
+        __syncwarp();
+        read_stage = read_stage + 1 == Shape::kDepth ? 0 : read_stage + 1;
+        if (read_stage == 0) read_parity ^= 1;
+        copy();
     }
 
   private:
-    uint32_t warp;
-
-    template <bool kIsK>
-    __device__ void copy_rows(const void* kv) {
-        const uint32_t lane = threadIdx.x % 32;
-#pragma unroll
-        for (int i = 0; i < kHeadDim / 16; ++i) {
-            const uint32_t row = (i * 32 + lane) / Shape::kChunks, chunk = (i * 32 + lane) % Shape::kChunks;
-            const uint32_t row_slot = __shfl_sync(~0u, slot, row);
-            const size_t at = row_slot == kNoSlot ? 0 : row_slot;
-            const T* src = static_cast<const T*>(kv) + (at * params.sizes.num_kv_heads + head) * kHeadDim + chunk * 8;
-            const uint32_t dst = ring + stage * Shape::kStageBytes +
-                                 (kIsK ? Shape::k_offset(row, chunk) : Shape::v_offset(row, chunk));
-            cp_async_16(dst, src, row_slot != kNoSlot, policy);
-        }
-        cp_async_commit();
-        stage = stage + 1 == Shape::kDepth ? 0 : stage + 1;
+    __device__ const T* source(const void* kv, uint32_t row_slot, uint32_t chunk) const {
+        return static_cast<const T*>(kv) + (size_t{row_slot} * params.sizes.num_kv_heads + head) * kHeadDim +
+               chunk * 8;
     }
 
     // Goes to the job that holds the warp's next piece.
@@ -139,22 +164,22 @@ struct DecodeReader {
     }
 
     __device__ void look_up() {
-        slot = kNoSlot;
         if (is_done) return;
-        head = cursor.job / query_tiles(cursor.seq, params.sizes);
-        const uint32_t position = piece * kPieceTokens + threadIdx.x % 16;
-        // Positions outside of what the queries see may lie in pages that were given away: they read as zeros.
-        if (position < cursor.seq.kv_len &&
-            position >= first_visible(cursor.seq.kv_len - cursor.seq.q_len, params.sizes.window)) {
-            const uint32_t page_shift = __ffs(params.page_size) - 1;
-            const uint32_t page =
-                __ldg(params.page_table + size_t{cursor.seq.row} * params.max_pages + (position >> page_shift));
-            slot = (page << page_shift) | (position & (params.page_size - 1));
-        }
+        const PlanSeq& seq = cursor.seq;
+        head = cursor.job / query_tiles(seq, params.sizes);
+        // Rows before the window and after the end may lie in pages that were given away, and 0 * NaN is NaN: in their
+        // place the nearest row that is seen is read once more.
+        const uint32_t position = min(max(piece * kPieceTokens + threadIdx.x % kPieceTokens,
+                                          first_visible(seq.kv_len - seq.q_len, params.sizes.window)),
+                                      seq.kv_len - 1);
+        const uint32_t page_shift = __ffs(params.page_size) - 1;
+        const uint32_t page =
+            __ldg(params.page_table + size_t{seq.row} * params.max_pages + (position >> page_shift));
+        slot = (page << page_shift) | (position & (params.page_size - 1));
     }
 };
 
-// One warp's share of a job: 8 query rows against every fourth piece. With g = lane / 4 and t = lane % 4 a thread
+// One warp's share of a job: 8 query rows against its share of the pieces. With g = lane / 4 and t = lane % 4 a thread
 // holds columns (query rows) 2t and 2t + 1.
 template <typename T, int kHeadDim>
 struct DecodeWarp {
@@ -198,13 +223,13 @@ struct DecodeWarp {
     }
 
     // P^T of one piece as the B operand of the second product, from K in shared memory.
-    __device__ void scores(uint32_t k_stage, uint32_t piece, float scale_log2, uint32_t (&p)[2]) {
+    __device__ void scores(uint32_t k_rows, uint32_t piece, float scale_log2, uint32_t (&p)[2]) {
         const uint32_t lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
         float even[4] = {}, odd[4] = {};
 #pragma unroll
         for (int c = 0; c < Shape::kKChunks; ++c) {
-            const uint4 a = load_shared_16(k_stage + Shape::k_offset(g, 4 * c + t));
-            const uint4 b = load_shared_16(k_stage + Shape::k_offset(g + 8, 4 * c + t));
+            const uint4 a = load_shared_16(k_rows + g * Shape::kKStride + (4 * c + t) * 16);
+            const uint4 b = load_shared_16(k_rows + (g + 8) * Shape::kKStride + (4 * c + t) * 16);
             mma_m16n8k16<T>(even, a.x, b.x, a.y, b.y, q[c].x, q[c].y);
             mma_m16n8k16<T>(odd, a.z, b.z, a.w, b.w, q[c].z, q[c].w);
         }
@@ -250,7 +275,7 @@ struct DecodeWarp {
     }
 
     // O^T += V^T P^T, from V in shared memory.
-    __device__ void accumulate(uint32_t v_stage, const uint32_t (&p)[2]) {
+    __device__ void accumulate(uint32_t v_rows, const uint32_t (&p)[2]) {
         const uint32_t lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
         constexpr int kWords = Shape::kVec / 2;
 #pragma unroll
@@ -260,10 +285,10 @@ struct DecodeWarp {
             for (int i = 0; i < 4; ++i) {
                 const uint32_t row = 2 * t + i % 2 + i / 2 * 8;
                 if constexpr (kWords == 4) {
-                    const uint4 x = load_shared_16(v_stage + Shape::v_offset(row, 8 * c + g));
+                    const uint4 x = load_shared_16(v_rows + row * Shape::kVStride + (8 * c + g) * 16);
                     rows[i][0] = x.x, rows[i][1] = x.y, rows[i][2] = x.z, rows[i][3] = x.w;
                 } else {
-                    const uint2 x = load_shared_8(v_stage + Shape::v_offset(row, 4 * c + g / 2) + g % 2 * 8);
+                    const uint2 x = load_shared_8(v_rows + row * Shape::kVStride + (8 * c + g) * 8);
                     rows[i][0] = x.x, rows[i][1] = x.y;
                 }
             }
@@ -359,50 +384,52 @@ template <typename T, int kHeadDim>
 __global__ void __launch_bounds__(DecodeShape<kHeadDim>::kThreads, DecodeShape<kHeadDim>::kCtasPerSm)
     decode_kernel(const __grid_constant__ msgl_attention_params params) {
     using Shape = DecodeShape<kHeadDim>;
-    extern __shared__ __align__(16) char shared[];
+    extern __shared__ __align__(128) char shared[];
     __shared__ float2 stats[Shape::kWarps * kJobRows];
+    __shared__ uint64_t barriers[Shape::kWarps * Shape::kDepth];
     float* merge_rows = reinterpret_cast<float*>(shared + Shape::kRingBytes);
-
-    const PlanView view = plan_view(params.sizes, params.plan);
-    const PlanHeader header = *view.header;
-    if (blockIdx.x >= header.active_ctas) return;
     const uint32_t warp = threadIdx.x / 32;
-    const uint32_t ring = shared_address(shared) + warp * Shape::kDepth * Shape::kStageBytes;
     const float scale_log2 = params.scale * kLog2E;
 
-    JobCursor cursor(view, header, params.sizes.window, blockIdx.x);
-    DecodeReader<T, kHeadDim> reader(params, view, cursor, warp, ring);
-#pragma unroll
-    for (int i = 0; i < Shape::kDepth / 2; ++i) {
-        reader.copy_k();
-        reader.copy_v();
-    }
+    const PlanView view = plan_view(params.sizes, params.plan);
+    // Both loads at once: a step's latency at small batches is a chain of such loads.
+    const PlanBucket bucket = view.buckets[blockIdx.x];
+    const PlanHeader header = *view.header;
+    if (blockIdx.x >= header.active_ctas) return;
 
+#if __CUDA_ARCH__ >= 900
+    if (threadIdx.x < Shape::kWarps * Shape::kDepth) mbarrier_init(shared_address(&barriers[threadIdx.x]), 1);
+    mbarrier_init_fence();
+    __syncthreads();
+#endif
+
+    JobCursor cursor(bucket, params.sizes.window);
     DecodeWarp<T, kHeadDim> state;
-    uint32_t stage = 0;
-    do {
-        state.start(params, cursor);
+    state.start(params, cursor);
+    DecodeReader<T, kHeadDim> reader(params, view, cursor, warp,
+                                     shared_address(shared) + warp * Shape::kDepth * Shape::kStageBytes,
+                                     shared_address(&barriers[warp * Shape::kDepth]));
+#pragma unroll
+    for (int i = 0; i < Shape::kDepth; ++i) reader.copy();
+
+    while (true) {
         for (uint32_t piece = cursor.piece + warp; piece < cursor.piece_end; piece += Shape::kWarps) {
+            const uint32_t stage = reader.wait();
             uint32_t p[2];
-            cp_async_wait<Shape::kDepth - 1>();
-            __syncwarp();
-            state.scores(ring + stage * Shape::kStageBytes, piece, scale_log2, p);
-            __syncwarp();
-            reader.copy_k();
-            cp_async_wait<Shape::kDepth - 1>();
-            __syncwarp();
-            state.accumulate(ring + (stage + 1) * Shape::kStageBytes, p);
-            __syncwarp();
-            reader.copy_v();
-            stage = stage + 2 == Shape::kDepth ? 0 : stage + 2;
+            state.scores(stage, piece, scale_log2, p);
+            state.accumulate(stage + Shape::kVOffset, p);
+            reader.release();
         }
-        // The buffers were last read before the barrier below, one job ago, or after it by this CTA's slowest warp.
+        // The slowest warp may still be reading the last job's rows.
         __syncthreads();
         state.store(merge_rows + warp * kJobRows * Shape::kMergeStride, Shape::kMergeStride, stats + warp * kJobRows);
         __syncthreads();
-        finish_job<T, kHeadDim>(params, view, header, cursor, merge_rows, stats);
-    } while (cursor.next(view, params.sizes));
-    cp_async_wait<0>();
+        const JobCursor done = cursor;
+        const bool is_end = !cursor.next(view, params.sizes);
+        if (!is_end) state.start(params, cursor);
+        finish_job<T, kHeadDim>(params, view, header, done, merge_rows, stats);
+        if (is_end) break;
+    }
 }
 
 template <typename T, int kHeadDim>

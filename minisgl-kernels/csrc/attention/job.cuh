@@ -23,12 +23,8 @@ struct JobCursor {
     uint32_t piece_end;  // end of this part
     uint32_t left;       // pieces of the CTA's range from `piece` on
 
-    __device__ JobCursor(const PlanView& view, const PlanHeader& header, uint32_t window, uint32_t cta) {
-        const PlanBucket bucket = view.buckets[cta];
-        seq_idx = bucket.seq;
-        seq = view.seqs[seq_idx];
-        job = bucket.job;
-        left = bucket_start(header, cta + 1) - bucket_start(header, cta);
+    __device__ JobCursor(const PlanBucket& bucket, uint32_t window)
+        : seq(bucket.seq), seq_idx(bucket.seq_idx), job(bucket.job), left(bucket.num_pieces) {
         piece = first_piece(seq, window) + bucket.piece;
         piece_end = min(piece + left, div_up(seq.kv_len, kPieceTokens));
     }

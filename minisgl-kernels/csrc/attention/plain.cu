@@ -1,7 +1,8 @@
 // Paged attention without tensor cores: f32, and head sizes that the MMA kernels have no instance of.
 //
 // One warp for each query token and head, an online softmax over four KV positions at a time, the head's elements
-// spread over the lanes. Bound by instruction issue; it is here to be right for every dtype and size. Needs no plan:
+// spread over the lanes. Sums are kept in two levels, 64 positions and all: added one by one, the rounding errors of a
+// long context would be several times those of a matrix product. Bound by instruction issue; it is here to be right for every dtype and size. Needs no plan:
 // the warp finds its sequence by binary search in the prefix sums of query lengths.
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
@@ -13,6 +14,7 @@ namespace {
 
 constexpr int kWarps = 4;
 constexpr int kBatch = 4;
+constexpr uint32_t kBlock = 64;
 
 template <typename T>
 __device__ float to_float(T x) {
@@ -45,14 +47,16 @@ __global__ void __launch_bounds__(32 * kWarps) plain_kernel(const __grid_constan
     const uint32_t head_dim = sizes.head_dim, kv_head = head / (sizes.num_heads / sizes.num_kv_heads);
     const uint32_t page_shift = __ffs(params.page_size) - 1;
 
-    float q[kElems], out[kElems] = {}, maximum = -INFINITY, sum = 0.0f;
+    float q[kElems], out[kElems] = {}, block_out[kElems] = {};
+    float maximum = -INFINITY, sum = 0.0f, block_sum = 0.0f;
     const T* q_row = static_cast<const T*>(params.qkv) + int64_t{token} * params.qkv_stride + head * head_dim;
 #pragma unroll
     for (int e = 0; e < kElems; ++e) {
         q[e] = lane + 32 * e < head_dim ? to_float(q_row[lane + 32 * e]) * params.scale : 0.0f;
     }
 
-    for (uint32_t base = first_visible(last, sizes.window); base <= last; base += kBatch) {
+    const uint32_t first = first_visible(last, sizes.window);
+    for (uint32_t base = first; base <= last; base += kBatch) {
         const T* v_rows[kBatch];
         float scores[kBatch];
         float raised = maximum;
@@ -76,15 +80,28 @@ __global__ void __launch_bounds__(32 * kWarps) plain_kernel(const __grid_constan
         const float factor = expf(maximum - raised);
         maximum = raised;
         sum *= factor;
+        block_sum *= factor;
 #pragma unroll
-        for (int e = 0; e < kElems; ++e) out[e] *= factor;
+        for (int e = 0; e < kElems; ++e) {
+            out[e] *= factor;
+            block_out[e] *= factor;
+        }
 #pragma unroll
         for (int b = 0; b < kBatch; ++b) {
             const float weight = expf(scores[b] - maximum);
-            sum += weight;
+            block_sum += weight;
 #pragma unroll
             for (int e = 0; e < kElems; ++e) {
-                if (lane + 32 * e < head_dim) out[e] += weight * to_float(v_rows[b][lane + 32 * e]);
+                if (lane + 32 * e < head_dim) block_out[e] += weight * to_float(v_rows[b][lane + 32 * e]);
+            }
+        }
+        if ((base - first + kBatch) % kBlock == 0 || base + kBatch > last) {
+            sum += block_sum;
+            block_sum = 0.0f;
+#pragma unroll
+            for (int e = 0; e < kElems; ++e) {
+                out[e] += block_out[e];
+                block_out[e] = 0.0f;
             }
         }
     }

@@ -131,8 +131,9 @@ __global__ void __launch_bounds__(kThreads) plan_kernel(const msgl_attention_pla
         const uint32_t start = bucket_start(header, cta);
         const uint32_t idx = find_prefix(view.seq_pieces, done.decode_seqs, start);
         const uint32_t offset = start - view.seq_pieces[idx];
-        const uint32_t per_job = pieces_per_job(view.seqs[idx], sizes.window);
-        view.buckets[cta] = {idx, offset / per_job, offset % per_job, 0};
+        const PlanSeq seq = view.seqs[idx];
+        const uint32_t per_job = pieces_per_job(seq, sizes.window);
+        view.buckets[cta] = {seq, idx, offset / per_job, offset % per_job, bucket_start(header, cta + 1) - start};
     }
 
     if (done.tiles == 0) return;

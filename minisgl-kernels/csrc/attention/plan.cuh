@@ -31,10 +31,11 @@ struct PlanSeq {
 
 // Where a decode CTA's range of pieces starts.
 struct PlanBucket {
-    uint32_t seq;    // in PlanView::seqs
-    uint32_t job;    // of the sequence: KV head group major, query tile minor
-    uint32_t piece;  // of the job
-    uint32_t unused;
+    PlanSeq seq;
+    uint32_t seq_idx;     // of `seq` in PlanView::seqs
+    uint32_t job;         // of the sequence: KV head group major, query tile minor
+    uint32_t piece;       // of the job
+    uint32_t num_pieces;  // of the range
 };
 
 struct PlanTile {

@@ -6,6 +6,8 @@
 // Each row of a buffer is padded by 16 bytes, which makes its length an odd number of bank groups: ldmatrix without
 // conflicts for every head size. Tiles come from the plan, longest first, all KV heads of a tile together.
 #pragma once
+#include <climits>
+
 #include "job.cuh"
 #include "ptx/cp_async.cuh"
 
@@ -16,14 +18,14 @@ struct PrefillShape {
     static constexpr int kWarps = 4;
     static constexpr int kThreads = 32 * kWarps;
     // Rows of 16 for each warp: with two, each fragment of K and V is used twice, while O still fits in registers.
-    static constexpr int kRowTiles = kHeadDim <= 64 ? 2 : 1;
+    static constexpr int kRowTiles = kHeadDim <= 128 ? 2 : 1;
     static constexpr int kRows = 16 * kRowTiles * kWarps;
     static constexpr int kCols = kHeadDim <= 128 ? 64 : 32;
     static constexpr int kStride = kHeadDim + 8;
     static constexpr int kSharedBytes = (kRows + 2 * kCols) * kStride * 2;
     static constexpr int kCtasPerSm = kHeadDim <= 128 ? 2 : 1;
     static constexpr int kChunks = kHeadDim / 8;
-    static constexpr bool kKeepQ = kHeadDim <= 128;
+    static constexpr bool kKeepQ = kHeadDim <= 64;
 };
 
 // Copies K or V of kCols positions; a position without a slot becomes zeros.
@@ -100,19 +102,19 @@ __global__ void __launch_bounds__(PrefillShape<kHeadDim>::kThreads, PrefillShape
 
     // Rows g and g + 8 of each of the warp's row tiles: index 2 * m + h.
     const uint32_t warp_row = warp * 16 * kRowTiles;
-    int last_visible[2 * kRowTiles], first_visible_position[2 * kRowTiles];
+    int last_visible[2 * kRowTiles];
     float maximum[2 * kRowTiles], sum[2 * kRowTiles];
 #pragma unroll
     for (int i = 0; i < 2 * kRowTiles; ++i) {
         const uint32_t row = min(tile.first_row + warp_row + i / 2 * 16 + i % 2 * 8 + g, rows - 1);
         last_visible[i] = past + row / group;
-        first_visible_position[i] = first_visible(last_visible[i], sizes.window);
         maximum[i] = kNoMaximum;
         sum[i] = 0.0f;
     }
     float out[kRowTiles][kHeadDim / 8][4] = {};
     uint32_t q[kRowTiles][Shape::kKeepQ ? kSteps : 1][4];
     const float scale_log2 = params.scale * kLog2E;
+    const int window = sizes.window == 0 || sizes.window > INT_MAX ? INT_MAX : sizes.window;
 
     const auto load_q = [&](int m, int step, uint32_t (&fragment)[4]) {
         ldmatrix_x4(fragment,
@@ -180,7 +182,7 @@ __global__ void __launch_bounds__(PrefillShape<kHeadDim>::kThreads, PrefillShape
 #pragma unroll
                     for (int i = 0; i < 4; ++i) {
                         const int position = base + n * 8 + 2 * t + i % 2, r = 2 * m + i / 2;
-                        const bool is_visible = position <= last_visible[r] && position >= first_visible_position[r];
+                        const bool is_visible = position <= last_visible[r] && position > last_visible[r] - window;
                         if (!is_visible) s[m][n][i] = -INFINITY;
                     }
                 }
