@@ -1,18 +1,19 @@
 //! The engine: its door for callers, and how it starts.
 
+use std::fmt;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 use minisgl_kernels::cpu::{Cpu, CpuOptions};
 use minisgl_kernels::{Backend, DType, KernelError};
 
 use crate::config::{AttentionBackend, Device, EngineConfig};
 use crate::model::{Checkpoint, ModelSpec, WeightSource};
-use crate::request::{Request, RequestId, Sink};
+use crate::queue::Queue;
+use crate::request::{Event, Request, RequestId, Sink};
 use crate::runner::{Runner, RunnerConfig};
 use crate::scheduler::{Scheduler, SchedulerConfig};
 use crate::stats::Stats;
@@ -20,14 +21,12 @@ use crate::worker::Worker;
 use crate::{EngineError, Result};
 
 /// A running engine. Dropping it stops the thread and frees everything.
-#[derive(Debug)]
 pub struct Engine {
     info: EngineInfo,
     limits: SchedulerConfig,
     next_id: AtomicU64,
     shared: Arc<Shared>,
-    /// `None` only while the engine is dropped: closing the channel ends the thread.
-    commands: Option<Sender<Command>>,
+    /// `None` only while the engine is dropped.
     thread: Option<JoinHandle<()>>,
 }
 
@@ -92,26 +91,34 @@ pub(crate) struct Queued {
     pub(crate) submitted: Instant,
 }
 
-/// What callers can see of the engine's thread.
-#[derive(Debug, Default)]
+/// What callers and the engine's thread share.
 pub(crate) struct Shared {
+    /// Closed with the reason once the engine has stopped.
+    pub(crate) commands: Queue<Command, EngineError>,
     stats: Mutex<Stats>,
-    dead: Mutex<Option<EngineError>>,
 }
 
 impl Shared {
     pub(crate) fn set_stats(&self, stats: &Stats) {
-        lock(&self.stats).clone_from(stats);
+        self.stats.lock().unwrap_or_else(PoisonError::into_inner).clone_from(stats);
     }
 
-    pub(crate) fn set_dead(&self, error: &EngineError) {
-        *lock(&self.dead) = Some(error.clone());
+    /// Refuses commands from now on, and tells those that nobody took.
+    pub(crate) fn close(&self, reason: &EngineError) {
+        for command in self.commands.close(reason.clone()) {
+            if let Command::Submit(submissions) = command {
+                submissions.into_iter().flat_map(|queued| queued.sinks).for_each(|sink| fail(sink, reason));
+            }
+        }
     }
 }
 
-/// A panic while one of these locks is held leaves a whole value behind: they are only ever replaced.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+/// Sends a request's last event while the engine stops. A sink that panics must not keep the others waiting.
+pub(crate) fn fail(mut sink: Box<dyn Sink>, reason: &EngineError) {
+    let body = std::panic::AssertUnwindSafe(move || sink.send(Event::Failed(reason.clone())));
+    if std::panic::catch_unwind(body).is_err() {
+        tracing::error!("a sink panicked while the engine stopped");
+    }
 }
 
 impl Engine {
@@ -164,15 +171,14 @@ impl Engine {
             true => None,
             false => Some(Checkpoint::open(&config.model_path)?),
         };
-        let (commands, receiver) = unbounded();
-        let (ready_tx, ready) = bounded(1);
-        let shared = Arc::new(Shared::default());
+        let (ready_tx, ready) = mpsc::channel();
+        let shared = Arc::new(Shared { commands: Queue::new(), stats: Mutex::default() });
         let seen = Arc::clone(&shared);
         let thread = std::thread::Builder::new()
             .name("minisgl-engine".into())
             .spawn(move || {
                 let start = Start { config, spec, checkpoint, progress };
-                match start.on_thread(make, receiver, seen) {
+                match start.on_thread(make, seen) {
                     Ok((worker, info, limits)) => {
                         if ready_tx.send(Ok((info, limits))).is_ok() {
                             worker.run();
@@ -187,7 +193,7 @@ impl Engine {
             Err(EngineError::Dead("its thread panicked while the model was loaded".into()))
         })?;
         let next_id = AtomicU64::new(0);
-        Ok(Self { info, limits, next_id, shared, commands: Some(commands), thread: Some(thread) })
+        Ok(Self { info, limits, next_id, shared, thread: Some(thread) })
     }
 
     /// What this engine is.
@@ -215,9 +221,6 @@ impl Engine {
                 return Err(EngineError::InvalidRequest("n is 0, expected at least one completion".into()));
             }
         }
-        if let Some(error) = lock(&self.shared.dead).clone() {
-            return Err(error);
-        }
         let submitted = Instant::now();
         let mut all_ids = Vec::new();
         let queue = |Submission { request, sinks }| {
@@ -227,34 +230,31 @@ impl Engine {
             Queued { request, ids, sinks, submitted }
         };
         let queued = submissions.into_iter().map(queue).collect();
-        self.send(Command::Submit(queued))?;
+        self.shared.commands.push(Command::Submit(queued))?;
         Ok(all_ids)
     }
 
     /// Ends a request soon; its sink receives `Finished` with reason `Abort`, unless it ended before.
     pub fn abort(&self, id: RequestId) {
         // A stopped engine has ended every request already.
-        drop(self.send(Command::Abort(id)));
+        drop(self.shared.commands.push(Command::Abort(id)));
     }
 
     /// Counters as of the last step.
     pub fn stats(&self) -> Stats {
-        lock(&self.shared.stats).clone()
+        self.shared.stats.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
+}
 
-    fn send(&self, command: Command) -> Result<()> {
-        let sent = self.commands.as_ref().is_some_and(|commands| commands.send(command).is_ok());
-        if sent {
-            return Ok(());
-        }
-        let dead = lock(&self.shared.dead).clone();
-        Err(dead.unwrap_or_else(|| EngineError::Dead("its thread is gone".into())))
+impl fmt::Debug for Engine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Engine").field("info", &self.info).finish_non_exhaustive()
     }
 }
 
 impl Drop for Engine {
     fn drop(&mut self) {
-        self.commands = None;
+        self.shared.close(&EngineError::Dead("it was shut down".into()));
         if let Some(thread) = self.thread.take() {
             // A panic on that thread was caught and reported to every caller.
             drop(thread.join());
@@ -274,7 +274,6 @@ impl Start {
     fn on_thread<B: Backend>(
         self,
         make: impl FnOnce() -> Result<B, KernelError>,
-        commands: Receiver<Command>,
         shared: Arc<Shared>,
     ) -> Result<(Worker<B>, EngineInfo, SchedulerConfig)> {
         let started = Instant::now();
@@ -329,7 +328,7 @@ impl Start {
         let scheduler = Scheduler::new(limits.clone())?;
         let overlap = config.overlap.unwrap_or(asynchronous);
         tracing::info!(device = info.device, num_pages = info.num_pages, %dtype, "engine ready");
-        Ok((Worker::new(runner, scheduler, commands, shared, overlap), info, limits))
+        Ok((Worker::new(runner, scheduler, shared, overlap), info, limits))
     }
 }
 

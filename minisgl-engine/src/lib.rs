@@ -11,6 +11,7 @@ mod engine;
 mod error;
 pub mod kv;
 pub mod model;
+mod queue;
 pub mod request;
 mod runner;
 pub mod scheduler;

@@ -4,12 +4,11 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Instant;
 
-use crossbeam_channel::{Receiver, TryRecvError};
 use minisgl_kernels::{Backend, MAX_LOGPROBS, Samples};
 use tracing::{Level, span};
 
 use crate::batch::Batch;
-use crate::engine::{Command, Shared};
+use crate::engine::{Command, Queued, Shared, fail};
 use crate::request::{Event, FinishReason, RequestId, Sink, Timings, TokenLogprobs};
 use crate::runner::{Launch, Runner};
 use crate::scheduler::{Scheduler, Update};
@@ -19,7 +18,6 @@ use crate::{EngineError, Result};
 pub(crate) struct Worker<B: Backend> {
     runner: Runner<B>,
     scheduler: Scheduler,
-    commands: Receiver<Command>,
     shared: Arc<Shared>,
     /// Whether a step is launched before the one in flight is read.
     overlap: bool,
@@ -39,17 +37,10 @@ struct Active {
 }
 
 impl<B: Backend> Worker<B> {
-    pub(crate) fn new(
-        runner: Runner<B>,
-        scheduler: Scheduler,
-        commands: Receiver<Command>,
-        shared: Arc<Shared>,
-        overlap: bool,
-    ) -> Self {
+    pub(crate) fn new(runner: Runner<B>, scheduler: Scheduler, shared: Arc<Shared>, overlap: bool) -> Self {
         Self {
             runner,
             scheduler,
-            commands,
             shared,
             overlap,
             active: HashMap::new(),
@@ -73,24 +64,15 @@ impl<B: Backend> Worker<B> {
         };
         tracing::debug!(%error, "engine ends");
         // From here on submissions are refused; those that came before are told.
-        self.shared.set_dead(&error);
-        for mut active in self.active.into_values() {
-            active.sink.send(Event::Failed(error.clone()));
-        }
-        while let Ok(command) = self.commands.try_recv() {
-            if let Command::Submit(submissions) = command {
-                for mut sink in submissions.into_iter().flat_map(|queued| queued.sinks) {
-                    sink.send(Event::Failed(error.clone()));
-                }
-            }
-        }
+        self.shared.close(&error);
+        self.active.into_values().for_each(|active| fail(active.sink, &error));
     }
 
     fn steps(&mut self) -> Result<()> {
         let mut in_flight: Option<Launch<B>> = None;
         loop {
             let idle = in_flight.is_none() && self.scheduler.is_idle();
-            if !self.take_commands(idle)? {
+            if !self.take_commands(idle) {
                 return Ok(());
             }
             let launch = self.plan_and_launch()?;
@@ -145,42 +127,35 @@ impl<B: Backend> Worker<B> {
     }
 
     /// Takes every command that is there; waits for one if `idle`. `false` says that the engine was dropped.
-    fn take_commands(&mut self, idle: bool) -> Result<bool> {
-        let mut wait = idle;
-        loop {
-            let command = match wait {
-                true => self.commands.recv().map_err(|_| TryRecvError::Disconnected),
-                false => self.commands.try_recv(),
-            };
-            wait = false;
+    fn take_commands(&mut self, idle: bool) -> bool {
+        let Some(commands) = self.shared.commands.take(idle) else { return false };
+        for command in commands {
             match command {
-                Ok(Command::Submit(submissions)) => {
-                    for queued in submissions {
-                        let num_logprobs = queued.request.params.logprobs;
-                        let added = self.scheduler.add(queued.request, &queued.ids);
-                        for (id, mut sink) in queued.ids.into_iter().zip(queued.sinks) {
-                            match &added {
-                                Ok(()) => {
-                                    let submitted = queued.submitted;
-                                    let (started, first_token) = (None, None);
-                                    let active =
-                                        Active { sink, num_logprobs, submitted, started, first_token };
-                                    self.active.insert(id, active);
-                                }
-                                Err(error) => {
-                                    sink.send(Event::Failed(error.clone()));
-                                }
-                            }
-                        }
-                    }
+                Command::Submit(submissions) => {
+                    submissions.into_iter().for_each(|queued| self.submit(queued))
                 }
-                Ok(Command::Abort(id)) => {
+                Command::Abort(id) => {
                     self.scheduler.abort(id, &mut self.updates);
                     self.hand_out(&Samples::default());
-                    wait = idle && self.scheduler.is_idle();
                 }
-                Err(TryRecvError::Empty) => return Ok(true),
-                Err(TryRecvError::Disconnected) => return Ok(false),
+            }
+        }
+        true
+    }
+
+    fn submit(&mut self, queued: Queued) {
+        let Queued { request, ids, sinks, submitted } = queued;
+        let num_logprobs = request.params.logprobs;
+        let added = self.scheduler.add(request, &ids);
+        for (id, mut sink) in ids.into_iter().zip(sinks) {
+            match &added {
+                Ok(()) => {
+                    let (started, first_token) = (None, None);
+                    self.active.insert(id, Active { sink, num_logprobs, submitted, started, first_token });
+                }
+                Err(error) => {
+                    sink.send(Event::Failed(error.clone()));
+                }
             }
         }
     }
