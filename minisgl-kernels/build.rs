@@ -1,3 +1,225 @@
+//! With the feature `cuda`: compiles csrc/**/*.cu with nvcc into one static library. Needs no GPU, no driver and
+//! no network. With the feature `bindgen`: writes src/cuda/bindings.rs anew from the C header.
+
 fn main() {
     println!("cargo::rerun-if-changed=build.rs");
+    #[cfg(feature = "cuda")]
+    cuda::compile();
+    #[cfg(feature = "bindgen")]
+    bindings::generate();
+}
+
+#[cfg(feature = "cuda")]
+mod cuda {
+    use std::path::{Path, PathBuf};
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::{env, fs, process, thread};
+
+    const ARCHS: &str = "MINISGL_CUDA_ARCHS";
+    /// The last plain architecture also goes in as PTX, which the driver compiles for chips that come later.
+    const DEFAULT_ARCHS: &str = "80,90a";
+
+    pub(crate) fn compile() {
+        for name in ["NVCC", "CUDA_HOME", "CUDA_PATH", ARCHS] {
+            println!("cargo::rerun-if-env-changed={name}");
+        }
+        let mut files = Vec::new();
+        for dir in ["csrc", "include"] {
+            println!("cargo::rerun-if-changed={dir}");
+            list(Path::new(dir), &mut files);
+        }
+        files.sort();
+        for file in &files {
+            println!("cargo::rerun-if-changed={}", file.display());
+        }
+        let sources: Vec<_> =
+            files.into_iter().filter(|f| f.extension().is_some_and(|e| e == "cu")).collect();
+
+        let nvcc = find_nvcc().unwrap_or_else(|tried| {
+            fail(&format!(
+                "the feature 'cuda' needs nvcc, and there is none: tried {tried}. Run `make cuda-toolkit` (or \
+                 ci/cuda-toolkit) to fetch it without root, install the CUDA toolkit 13.0, or set NVCC"
+            ))
+        });
+        let objects = compile_all(&nvcc, &sources);
+        let mut archive = cc::Build::new();
+        archive.cargo_metadata(false).objects(objects).compile("minisgl_cuda");
+
+        println!("cargo::rustc-link-search=native={}", env::var("OUT_DIR").expect("cargo sets OUT_DIR"));
+        println!("cargo::rustc-link-lib=static=minisgl_cuda");
+        println!("cargo::rustc-link-search=native={}", static_cudart_dir(&nvcc).display());
+        println!("cargo::rustc-link-lib=static=cudart_static");
+        for lib in ["dl", "rt", "pthread"] {
+            println!("cargo::rustc-link-lib={lib}");
+        }
+    }
+
+    fn fail(message: &str) -> ! {
+        println!("cargo::error={message}");
+        process::exit(1);
+    }
+
+    fn list(dir: &Path, files: &mut Vec<PathBuf>) {
+        for entry in fs::read_dir(dir).unwrap_or_else(|e| fail(&format!("{}: {e}", dir.display()))) {
+            let path = entry.expect("a directory entry").path();
+            if path.is_dir() {
+                list(&path, files);
+            } else {
+                files.push(path);
+            }
+        }
+    }
+
+    /// NVCC, then CUDA_HOME and CUDA_PATH, then PATH, then the virtual environment of ci/cuda-toolkit, then the
+    /// usual place.
+    fn find_nvcc() -> Result<PathBuf, String> {
+        if let Some(nvcc) = env::var_os("NVCC") {
+            // May be a command with a wrapper before it, as in `ccache nvcc`: cc takes it apart.
+            return Ok(nvcc.into());
+        }
+        let mut candidates = Vec::new();
+        for name in ["CUDA_HOME", "CUDA_PATH"] {
+            candidates.extend(env::var_os(name).map(|home| Path::new(&home).join("bin/nvcc")));
+        }
+        let path = env::var_os("PATH").unwrap_or_default();
+        candidates.extend(env::split_paths(&path).map(|dir| dir.join("nvcc")));
+        if let Ok(pythons) = fs::read_dir("../.cuda/lib") {
+            let wheels = |e: fs::DirEntry| e.path().join("site-packages/nvidia/cu13/bin/nvcc");
+            candidates.extend(pythons.flatten().map(wheels));
+        }
+        candidates.push("/usr/local/cuda/bin/nvcc".into());
+        match candidates.iter().find(|c| c.is_file()) {
+            Some(nvcc) => Ok(fs::canonicalize(nvcc).unwrap_or_else(|_| nvcc.clone())),
+            None => Err("NVCC, CUDA_HOME, CUDA_PATH, PATH, .cuda and /usr/local/cuda".into()),
+        }
+    }
+
+    /// The flags that pick what code is generated, from a list such as `80,90a`.
+    fn arch_flags(archs: &str) -> Vec<String> {
+        let archs: Vec<&str> = archs.split(',').map(str::trim).filter(|a| !a.is_empty()).collect();
+        let newest_plain = archs.iter().rfind(|a| a.bytes().all(|b| b.is_ascii_digit()));
+        if archs.is_empty() {
+            fail(&format!("{ARCHS} names no architecture: give a list such as {DEFAULT_ARCHS}"));
+        }
+        let flag = |arch: &&str| {
+            if Some(arch) == newest_plain {
+                format!("arch=compute_{arch},code=[sm_{arch},compute_{arch}]")
+            } else {
+                format!("arch=compute_{arch},code=sm_{arch}")
+            }
+        };
+        archs.iter().map(flag).collect()
+    }
+
+    /// One build a file: several files in one build would switch cc to relocatable device code. Files are
+    /// compiled side by side.
+    fn compile_all(nvcc: &Path, sources: &[PathBuf]) -> Vec<PathBuf> {
+        let archs = arch_flags(&env::var(ARCHS).unwrap_or_else(|_| DEFAULT_ARCHS.into()));
+        let jobs = env::var("NUM_JOBS").ok().and_then(|n| n.parse().ok()).unwrap_or(1usize);
+        let next = AtomicUsize::new(0);
+        let compile_one = |source: &Path| {
+            let mut build = cc::Build::new();
+            build.cuda(true).cudart("none").cargo_metadata(false).opt_level(3).debug(false);
+            if env::var_os("NVCC").is_none() {
+                build.compiler(nvcc);
+            }
+            build.std("c++17").flag("-lineinfo").flag("--expt-relaxed-constexpr");
+            build.include("include").include("csrc").file(source);
+            for arch in &archs {
+                build.flag("-gencode").flag(arch);
+            }
+            match build.try_compile_intermediates() {
+                Ok(objects) => objects,
+                Err(error) => fail(&format!("{}: {error}", source.display())),
+            }
+        };
+        thread::scope(|scope| {
+            let work = || {
+                let mut objects = Vec::new();
+                while let Some(source) = sources.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    objects.extend(compile_one(source));
+                }
+                objects
+            };
+            let workers: Vec<_> = (0..jobs.min(sources.len())).map(|_| scope.spawn(work)).collect();
+            let mut objects: Vec<_> =
+                workers.into_iter().flat_map(|w| w.join().unwrap_or_else(|_| process::exit(1))).collect();
+            objects.sort();
+            objects
+        })
+    }
+
+    /// The folder with libcudart_static.a: of a toolkit, of a distribution's package or of the wheels.
+    fn static_cudart_dir(nvcc: &Path) -> PathBuf {
+        // With a wrapper in NVCC its last word is the compiler.
+        let text = nvcc.to_string_lossy();
+        let program = PathBuf::from(text.split_whitespace().last().unwrap_or("nvcc"));
+        let on_path = env::split_paths(&env::var_os("PATH").unwrap_or_default())
+            .map(|d| d.join(&program))
+            .find(|p| p.is_file());
+        let program = on_path.unwrap_or(program);
+        let program = fs::canonicalize(&program).unwrap_or(program);
+        let root = program.parent().and_then(Path::parent).unwrap_or(Path::new("/usr/local/cuda"));
+        let arch = env::var("CARGO_CFG_TARGET_ARCH").unwrap_or_default();
+        let folders = [
+            "lib64".into(),
+            "lib".into(),
+            format!("targets/{arch}-linux/lib"),
+            format!("lib/{arch}-linux-gnu"),
+        ];
+        match folders.iter().map(|f| root.join(f)).find(|d| d.join("libcudart_static.a").is_file()) {
+            Some(dir) => dir,
+            None => fail(&format!(
+                "no libcudart_static.a under {}: is the CUDA runtime installed?",
+                root.display()
+            )),
+        }
+    }
+}
+
+#[cfg(feature = "bindgen")]
+mod bindings {
+    pub(crate) fn generate() {
+        const HEADER: &str = "include/minisgl_kernels.h";
+        const OUT: &str = "src/cuda/bindings.rs";
+        println!("cargo::rerun-if-changed={HEADER}");
+        println!("cargo::rerun-if-changed={OUT}");
+        let bindings = bindgen::Builder::default()
+            .header(HEADER)
+            .allowlist_item("(msgl|MSGL)_.*")
+            // A status or an enum value that Rust does not know must not be undefined behaviour.
+            .default_enum_style(bindgen::EnumVariation::NewType { is_bitfield: false, is_global: false })
+            .prepend_enum_name(false)
+            .layout_tests(true)
+            .derive_debug(true)
+            .derive_default(false)
+            .use_core()
+            .rust_edition(bindgen::RustEdition::Edition2024)
+            .raw_line("// Generated from include/minisgl_kernels.h by `cargo build --features bindgen`.")
+            .formatter(bindgen::Formatter::Prettyplease)
+            .clang_args(gcc_include());
+        let written = bindings.generate().map_err(|e| e.to_string()).and_then(|b| {
+            let text = b.to_string();
+            // Left alone where nothing changed, so that a second build is not a change.
+            if std::fs::read_to_string(OUT).is_ok_and(|old| old == text) {
+                return Ok(());
+            }
+            std::fs::write(OUT, text).map_err(|e| e.to_string())
+        });
+        if let Err(error) = written {
+            println!("cargo::error={OUT}: {error}");
+            std::process::exit(1);
+        }
+    }
+
+    /// libclang without its own headers does not find stddef.h: gcc's will do.
+    fn gcc_include() -> Vec<String> {
+        let output = std::process::Command::new("gcc").arg("-print-file-name=include").output();
+        match output {
+            Ok(o) if o.status.success() => {
+                vec!["-isystem".into(), String::from_utf8_lossy(&o.stdout).trim().into()]
+            }
+            _ => Vec::new(),
+        }
+    }
 }

@@ -1,0 +1,218 @@
+//! Linear layers by cuBLASLt: one plan a shape, kept.
+//!
+//! The library computes column-major matrices, so the row-major `out = x * weight^T` is asked for as
+//! `out^T = (weight^T)^T * x^T`: A is the weight, B the activations, D the output, and the bias runs along D's
+//! rows. A plan holds the descriptors and the algorithm for one shape; making one costs tens of microseconds of
+//! host time, using one a few.
+
+mod descriptors;
+mod tune;
+
+use std::collections::HashMap;
+
+use cudarc::cublaslt::result::{self, CublasError};
+use cudarc::cublaslt::sys::cublasLtMatmulAlgo_t;
+
+use super::bindings::{msgl_broadcast_row, msgl_broadcast_row_params};
+use super::memory::DeviceBuf;
+use super::{Cuda, check};
+use crate::{DType, KernelError, Result, Tensor};
+use descriptors::{Handle, MatmulDesc, MatrixLayout};
+
+const OP: &str = "linear";
+/// What NVIDIA recommends for Hopper: split-K and stream-K algorithms need it.
+const WORKSPACE_BYTES: usize = 32 << 20;
+/// Plans kept for shapes with many rows. Prefill brings a new number of rows with every step.
+const MAX_LARGE_PLANS: usize = 4096;
+
+/// What a plan depends on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Shape {
+    /// Tokens.
+    rows: usize,
+    /// Output features.
+    n: usize,
+    /// Input features.
+    k: usize,
+    dtype: DType,
+    out_dtype: DType,
+    bias: Bias,
+}
+
+/// How the bias is added.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Bias {
+    None,
+    /// By the matmul's epilogue.
+    Epilogue,
+    /// It is in the output already, which the matmul adds to: the epilogue takes no bias of another dtype than
+    /// the output's.
+    InOutput,
+}
+
+/// An algorithm for one shape.
+struct Plan {
+    desc: MatmulDesc,
+    weight: MatrixLayout,
+    x: MatrixLayout,
+    out: MatrixLayout,
+    algo: cublasLtMatmulAlgo_t,
+    workspace_bytes: usize,
+}
+
+/// The operands of one matmul.
+#[derive(Clone, Copy)]
+struct Operands {
+    weight: *const std::ffi::c_void,
+    x: *const std::ffi::c_void,
+    bias: *const std::ffi::c_void,
+    out: *mut std::ffi::c_void,
+}
+
+/// The library's handle, workspace and plans.
+pub(crate) struct Blas {
+    handle: Handle,
+    workspace: DeviceBuf,
+    plans: HashMap<Shape, Plan>,
+    num_large_plans: usize,
+    tunes: bool,
+}
+
+impl Blas {
+    /// The library must be loadable; `tunes` lets plans be chosen by measurement.
+    pub(crate) fn new(
+        device: &std::sync::Arc<super::device::Device>,
+        stream: &super::device::Stream,
+        tunes: bool,
+    ) -> Result<Self> {
+        let handle = Handle::new().map_err(|e| device.error("cublasLtCreate", e.to_string()))?;
+        let workspace = DeviceBuf::zeroed(device, stream, "cuBLASLt workspace", WORKSPACE_BYTES)?;
+        Ok(Self { handle, workspace, plans: HashMap::new(), num_large_plans: 0, tunes })
+    }
+}
+
+/// See [`Backend::linear`](crate::Backend::linear).
+pub(crate) fn linear(
+    cuda: &mut Cuda,
+    out: &mut Tensor<DeviceBuf>,
+    x: &Tensor<DeviceBuf>,
+    weight: &Tensor<DeviceBuf>,
+    bias: Option<&Tensor<DeviceBuf>>,
+    rows: usize,
+) -> Result<()> {
+    let (n, k, dtype) = (weight.rows, weight.cols, weight.dtype);
+    check::tensor(OP, "x", x, rows, k, dtype)?;
+    check::tensor(OP, "weight", weight, n, k, dtype)?;
+    if out.dtype != DType::F32 {
+        check::same_dtype(OP, "out", out.dtype, dtype)?;
+    }
+    check::tensor(OP, "out", out, rows, n, out.dtype)?;
+    if let Some(bias) = bias {
+        check::tensor(OP, "bias", bias, 1, n, dtype)?;
+    }
+    if rows == 0 || n == 0 {
+        return Ok(());
+    }
+    if k == 0 {
+        return Err(KernelError::Unsupported {
+            op: OP,
+            what: "x of 0 columns".into(),
+            supported: "at least one".into(),
+        });
+    }
+    let shape = Shape {
+        rows,
+        n,
+        k,
+        dtype,
+        out_dtype: out.dtype,
+        bias: match bias {
+            None => Bias::None,
+            Some(_) if out.dtype == dtype => Bias::Epilogue,
+            Some(_) => Bias::InOutput,
+        },
+    };
+    let operands = Operands {
+        weight: weight.buf.as_ptr(),
+        x: x.buf.as_ptr(),
+        bias: bias.map_or(std::ptr::null(), |b| b.buf.as_ptr::<std::ffi::c_void>().cast_const()),
+        out: out.buf.as_ptr(),
+    };
+    // SAFETY: the tensors have the sizes of `shape`, checked above.
+    unsafe { run(cuda, shape, operands) }
+}
+
+/// # Safety
+/// The operands must have the sizes of `shape`.
+unsafe fn run(cuda: &mut Cuda, shape: Shape, operands: Operands) -> Result<()> {
+    if shape.bias == Bias::InOutput {
+        let params = msgl_broadcast_row_params {
+            out: operands.out,
+            row: operands.bias,
+            rows: check::u32_of(OP, "rows", shape.rows)?,
+            cols: check::u32_of(OP, "weight.rows", shape.n)?,
+            out_dtype: check::abi(shape.out_dtype),
+            row_dtype: check::abi(shape.dtype),
+        };
+        // SAFETY: the caller's promise: `out` is `rows` x `n`, `bias` has `n` elements.
+        unsafe { cuda.launch(OP, &params, msgl_broadcast_row)? };
+    }
+    if !cuda.blas.plans.contains_key(&shape) {
+        // SAFETY: the caller's promise.
+        let plan = unsafe { tune::plan(cuda, shape, operands)? };
+        let blas = &mut cuda.blas;
+        if shape.rows > tune::MAX_TUNED_ROWS {
+            if blas.num_large_plans == MAX_LARGE_PLANS {
+                blas.plans.retain(|s, _| s.rows <= tune::MAX_TUNED_ROWS);
+                blas.num_large_plans = 0;
+            }
+            blas.num_large_plans += 1;
+        }
+        blas.plans.insert(shape, plan);
+    }
+    let blas = &cuda.blas;
+    let plan = &blas.plans[&shape];
+    // SAFETY: the caller's promise.
+    let status = unsafe { plan.enqueue(blas, shape, operands, &cuda.stream) };
+    status.map_err(|e| cuda.device.error(OP, format!("{e} for {shape:?}")))
+}
+
+impl Plan {
+    /// # Safety
+    /// The operands must have the sizes of `shape`, and the plan must have been made for it.
+    unsafe fn enqueue(
+        &self,
+        blas: &Blas,
+        shape: Shape,
+        operands: Operands,
+        stream: &super::device::Stream,
+    ) -> Result<(), CublasError> {
+        if shape.bias == Bias::Epilogue {
+            self.desc.set_bias(operands.bias)?;
+        }
+        let alpha = 1f32;
+        let beta = if shape.bias == Bias::InOutput { 1f32 } else { 0.0 };
+        // SAFETY: the caller's promise; the factors are f32 as the descriptor says and read before the call
+        // returns; the workspace is the stream's alone.
+        unsafe {
+            result::matmul(
+                blas.handle.0,
+                self.desc.0,
+                std::ptr::from_ref(&alpha).cast(),
+                std::ptr::from_ref(&beta).cast(),
+                operands.weight,
+                self.weight.0,
+                operands.x,
+                self.x.0,
+                operands.out,
+                self.out.0,
+                operands.out,
+                self.out.0,
+                &self.algo,
+                blas.workspace.as_ptr(),
+                self.workspace_bytes,
+                stream.raw().cast(),
+            )
+        }
+    }
+}

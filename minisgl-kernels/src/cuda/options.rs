@@ -1,0 +1,76 @@
+//! What a caller chooses about the CUDA backend.
+
+use std::fmt;
+use std::str::FromStr;
+
+/// A family of attention kernels.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum AttnKernel {
+    /// The fastest measured for the device, dtype and sizes.
+    #[default]
+    Auto,
+    /// FlashAttention-style tiling over packed queries.
+    Fa,
+    /// FlashInfer-style split-KV over a work list.
+    Fi,
+    /// Whole pages of 16, 32 or 64 tokens.
+    Trtllm,
+}
+
+impl fmt::Display for AttnKernel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            AttnKernel::Auto => "auto",
+            AttnKernel::Fa => "fa",
+            AttnKernel::Fi => "fi",
+            AttnKernel::Trtllm => "trtllm",
+        })
+    }
+}
+
+impl FromStr for AttnKernel {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Self, String> {
+        match name {
+            "auto" => Ok(AttnKernel::Auto),
+            "fa" => Ok(AttnKernel::Fa),
+            "fi" => Ok(AttnKernel::Fi),
+            "trtllm" => Ok(AttnKernel::Trtllm),
+            _ => Err(format!("unknown attention backend '{name}': expected auto, fa, fi or trtllm")),
+        }
+    }
+}
+
+/// How to open a CUDA device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CudaOptions {
+    /// Which GPU, from 0, in the order of `CUDA_VISIBLE_DEVICES`.
+    pub ordinal: usize,
+    /// Attention kernels for sequences with many queries.
+    pub prefill: AttnKernel,
+    /// Attention kernels for sequences with one query or few.
+    pub decode: AttnKernel,
+    /// Choose among cuBLASLt's algorithms by measurement for the shapes of decoding. Faster; two runs of the
+    /// program may then choose differently, and differ in the last bits.
+    pub tune_gemm: bool,
+}
+
+impl Default for CudaOptions {
+    fn default() -> Self {
+        Self { ordinal: 0, prefill: AttnKernel::Auto, decode: AttnKernel::Auto, tune_gemm: true }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn kernel_names_round_trip() {
+        for kernel in [AttnKernel::Auto, AttnKernel::Fa, AttnKernel::Fi, AttnKernel::Trtllm] {
+            assert_eq!(kernel.to_string().parse(), Ok(kernel));
+        }
+        assert!("FA2".parse::<AttnKernel>().unwrap_err().contains("'FA2'"));
+    }
+}
