@@ -30,7 +30,7 @@ pub struct GenerateIter<I> {
     ready: VecDeque<(usize, Result<Output>)>,
 }
 
-impl<I: Iterator<Item = (Prompt, SamplingParams)>> GenerateIter<I> {
+impl<I: Iterator<Item = Result<(Prompt, SamplingParams), String>>> GenerateIter<I> {
     pub(crate) fn new(inner: Arc<Inner>, requests: I) -> Self {
         let flight = Flight::new(Arc::clone(&inner), None);
         Self { inner, flight, requests: Some(requests), num_taken: 0, ready: VecDeque::new() }
@@ -45,13 +45,13 @@ impl<I: Iterator<Item = (Prompt, SamplingParams)>> GenerateIter<I> {
             if oldest.is_some_and(|oldest| self.num_taken >= oldest + max_ahead) {
                 break;
             }
-            let Some((prompt, params)) = self.requests.as_mut().and_then(Iterator::next) else {
+            let Some(request) = self.requests.as_mut().and_then(Iterator::next) else {
                 self.requests = None;
                 break;
             };
             let index = self.num_taken;
             self.num_taken += 1;
-            match self.inner.prepare(prompt, &params) {
+            match request.and_then(|(prompt, params)| self.inner.prepare(prompt, &params)) {
                 Ok(job) => jobs.push((index, job)),
                 Err(why) => {
                     let problems = vec![Problem { index, why }];
@@ -75,7 +75,7 @@ impl<I: Iterator<Item = (Prompt, SamplingParams)>> GenerateIter<I> {
     }
 }
 
-impl<I: Iterator<Item = (Prompt, SamplingParams)>> Iterator for GenerateIter<I> {
+impl<I: Iterator<Item = Result<(Prompt, SamplingParams), String>>> Iterator for GenerateIter<I> {
     type Item = (usize, Result<Output>);
 
     fn next(&mut self) -> Option<Self::Item> {

@@ -43,6 +43,7 @@ pub use generate_iter::GenerateIter;
 pub use llm::LLM;
 pub use minisgl_engine::config::{AttentionBackend, AttnFamily, CacheType, Device};
 pub use minisgl_engine::request::{FinishReason, Timings, TokenLogprobs};
+pub use minisgl_engine::scheduler::Counters;
 pub use minisgl_engine::{DType, EngineError, EngineInfo, MAX_LOGPROBS, Stats};
 pub use output::Output;
 pub use params::{ParamsList, SamplingParams, derive_seed};

@@ -124,18 +124,19 @@ impl LLM {
         &self,
         prompts: I,
         params: SamplingParams,
-    ) -> GenerateIter<impl Iterator<Item = (Prompt, SamplingParams)> + use<I>>
+    ) -> GenerateIter<impl Iterator<Item = std::result::Result<(Prompt, SamplingParams), String>> + use<I>>
     where
         I: IntoIterator,
         I::Item: Into<Prompt>,
     {
-        self.generate_iter_each(prompts.into_iter().map(move |prompt| (prompt.into(), params.clone())))
+        self.generate_iter_each(prompts.into_iter().map(move |prompt| Ok((prompt.into(), params.clone()))))
     }
 
-    /// As [`generate_iter`](Self::generate_iter), with params for each prompt.
+    /// As [`generate_iter`](Self::generate_iter), with params for each prompt. An `Err` stands for a prompt that
+    /// could not be read, as a broken line of a file: it is yielded as [`Error::Invalid`] in its place.
     pub fn generate_iter_each<I>(&self, requests: I) -> GenerateIter<I::IntoIter>
     where
-        I: IntoIterator<Item = (Prompt, SamplingParams)>,
+        I: IntoIterator<Item = std::result::Result<(Prompt, SamplingParams), String>>,
     {
         GenerateIter::new(Arc::clone(&self.inner), requests.into_iter())
     }

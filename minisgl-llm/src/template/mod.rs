@@ -80,7 +80,8 @@ impl ChatTemplate {
             _ => named(DEFAULT),
         }
         .map_err(|_| {
-            let names: Vec<_> = self.env.templates().map(|(name, _)| name).collect();
+            let mut names: Vec<_> = self.env.templates().map(|(name, _)| name).collect();
+            names.sort_unstable();
             Error::Template(format!("the model has no default chat template, only {}", names.join(", ")))
         })?;
         let mut context = self.special_tokens.clone();
