@@ -137,11 +137,15 @@ fn bench<B: Backend>(w: &Workload) -> Vec<BenchCase<B>> {
         })
     };
     let rows = w.tokens();
-    vec![
+    let mut cases = vec![
         case("qkv", rows, (heads + 2 * kv_heads) * head_dim, hidden, false),
         case("o", rows, hidden, heads * head_dim, false),
         case("gate_up", rows, 2 * ffn, hidden, false),
         case("down", rows, hidden, ffn, false),
-        case("lm_head", w.seqs, vocab, hidden, true),
-    ]
+    ];
+    // A prompt's logits are those of its last token: the same shape as in decode.
+    if w.q_len == 1 {
+        cases.push(case("lm_head", rows, vocab, hidden, true));
+    }
+    cases
 }

@@ -168,8 +168,9 @@ impl Naive {
         if self.has(Fault::SampleDropsTies) && params.top_k > 0 {
             let mut order: Vec<usize> = (0..logits.len()).collect();
             order.sort_by(|&a, &b| logits[b].total_cmp(&logits[a]));
-            let rank = |t| order.iter().position(|&o| o == t).unwrap_or(usize::MAX);
-            sets.push((0..logits.len()).map(|t| rank(t) < params.top_k as usize).collect());
+            let mut first = vec![false; logits.len()];
+            order.iter().take(params.top_k as usize).for_each(|&t| first[t] = true);
+            sets.push(first);
         }
         let mut scores = reference::scores(&logits, &params);
         for (token, score) in scores.iter_mut().enumerate() {
