@@ -299,8 +299,11 @@ size_t msgl_attention_plan_bytes(const msgl_attention_sizes *sizes);
 // Query rows of a tile of a prefill kernel, or 0 where there is none for this dtype, head_dim and chip
 // (`sm` is 10 * major + minor).
 uint32_t msgl_attention_tile_rows(msgl_attention_kernel kernel, msgl_dtype dtype, uint32_t head_dim, uint32_t sm);
+// KV heads that a CTA of a decode kernel reads together.
+uint32_t msgl_attention_heads_per_job(msgl_attention_kernel kernel, uint32_t head_dim, uint32_t num_kv_heads);
 // CTAs of a decode kernel that one SM holds, or 0 where there is none for this dtype, head_dim and chip.
-uint32_t msgl_attention_ctas_per_sm(msgl_attention_kernel kernel, msgl_dtype dtype, uint32_t head_dim, uint32_t sm);
+uint32_t msgl_attention_ctas_per_sm(msgl_attention_kernel kernel, msgl_dtype dtype, uint32_t head_dim,
+                                    uint32_t num_kv_heads, uint32_t sm);
 
 int msgl_attention_plan(const msgl_attention_plan_params *params, msgl_stream stream);
 int msgl_attention_prefill(const msgl_attention_params *params, msgl_stream stream);

@@ -1,18 +1,22 @@
-// The attention launchers: which kernel runs for a family, dtype, head size and chip. The table below is the one
-// place that knows; the Rust side asks it before it plans.
-#include "plan.cuh"
+// The attention launchers: which kernel runs for a family, dtype, head size and chip. The Rust side asks the queries
+// before it plans, so this file is the one place that knows.
+#include "decode_pages.cuh"
 
 namespace msgl {
 
 int decode_bf16(const msgl_attention_params& params, cudaStream_t stream);
 int decode_f16(const msgl_attention_params& params, cudaStream_t stream);
+int decode_pages_bf16(const msgl_attention_params& params, cudaStream_t stream);
+int decode_pages_f16(const msgl_attention_params& params, cudaStream_t stream);
 int prefill_bf16(const msgl_attention_params& params, cudaStream_t stream);
 int prefill_f16(const msgl_attention_params& params, cudaStream_t stream);
+int prefill_pages_bf16(const msgl_attention_params& params, cudaStream_t stream);
+int prefill_pages_f16(const msgl_attention_params& params, cudaStream_t stream);
 
 namespace {
 
-bool has_mma(msgl_dtype dtype, uint32_t head_dim, uint32_t sm) {
-    return sm >= 80 && (dtype == MSGL_BF16 || dtype == MSGL_F16) &&
+bool has_mma(msgl_attention_kernel kernel, msgl_dtype dtype, uint32_t head_dim, uint32_t sm) {
+    return sm >= (kernel == MSGL_ATTENTION_TRTLLM ? 90u : 80u) && (dtype == MSGL_BF16 || dtype == MSGL_F16) &&
            (head_dim == 64 || head_dim == 96 || head_dim == 128 || head_dim == 256);
 }
 
@@ -21,30 +25,50 @@ bool has_mma(msgl_dtype dtype, uint32_t head_dim, uint32_t sm) {
 
 extern "C" uint32_t msgl_attention_tile_rows(msgl_attention_kernel kernel, msgl_dtype dtype, uint32_t head_dim,
                                              uint32_t sm) {
-    if (kernel == MSGL_ATTENTION_FA && msgl::has_mma(dtype, head_dim, sm)) return head_dim <= 128 ? 128 : 64;
-    return 0;
+    if (kernel != MSGL_ATTENTION_FA && kernel != MSGL_ATTENTION_TRTLLM) return 0;
+    if (!msgl::has_mma(kernel, dtype, head_dim, sm)) return 0;
+    return head_dim <= 128 ? 128 : 64;
+}
+
+extern "C" uint32_t msgl_attention_heads_per_job(msgl_attention_kernel kernel, uint32_t head_dim,
+                                                 uint32_t num_kv_heads) {
+    if (kernel == MSGL_ATTENTION_TRTLLM) return msgl::PageShape::heads_per_job(head_dim, num_kv_heads);
+    return head_dim == 64 ? 2 : 1;
 }
 
 extern "C" uint32_t msgl_attention_ctas_per_sm(msgl_attention_kernel kernel, msgl_dtype dtype, uint32_t head_dim,
-                                               uint32_t sm) {
-    if (kernel == MSGL_ATTENTION_FI && msgl::has_mma(dtype, head_dim, sm)) return head_dim <= 64 ? 3 : 2;
-    return 0;
+                                               uint32_t num_kv_heads, uint32_t sm) {
+    if (kernel != MSGL_ATTENTION_FI && kernel != MSGL_ATTENTION_TRTLLM) return 0;
+    if (!msgl::has_mma(kernel, dtype, head_dim, sm)) return 0;
+    if (kernel == MSGL_ATTENTION_FI) return 2;
+    // As many as the 227 KB of shared memory and the 64 K registers of an SM hold.
+    const uint32_t heads = msgl::PageShape::heads_per_job(head_dim, num_kv_heads);
+    const uint32_t by_shared = 227 * 1024 / (msgl::PageShape(heads, head_dim).shared_bytes + 2048);
+    const uint32_t by_registers = 65536 / (32 * (heads + 1) * (head_dim <= 128 ? 168 : 224));
+    const uint32_t fit = by_shared < by_registers ? by_shared : by_registers;
+    return fit < 1 ? 1 : fit;
 }
 
 extern "C" int msgl_attention_prefill(const msgl_attention_params* params, msgl_stream stream) {
     const cudaStream_t cuda_stream = reinterpret_cast<cudaStream_t>(stream);
-    if (params->kernel == MSGL_ATTENTION_FA) {
-        if (params->dtype == MSGL_BF16) return msgl::prefill_bf16(*params, cuda_stream);
-        if (params->dtype == MSGL_F16) return msgl::prefill_f16(*params, cuda_stream);
+    const bool is_bf16 = params->dtype == MSGL_BF16;
+    if (!is_bf16 && params->dtype != MSGL_F16) return MSGL_ERROR_UNSUPPORTED;
+    switch (params->kernel) {
+        case MSGL_ATTENTION_FA: return (is_bf16 ? msgl::prefill_bf16 : msgl::prefill_f16)(*params, cuda_stream);
+        case MSGL_ATTENTION_TRTLLM:
+            return (is_bf16 ? msgl::prefill_pages_bf16 : msgl::prefill_pages_f16)(*params, cuda_stream);
+        default: return MSGL_ERROR_UNSUPPORTED;
     }
-    return MSGL_ERROR_UNSUPPORTED;
 }
 
 extern "C" int msgl_attention_decode(const msgl_attention_params* params, msgl_stream stream) {
     const cudaStream_t cuda_stream = reinterpret_cast<cudaStream_t>(stream);
-    if (params->kernel == MSGL_ATTENTION_FI) {
-        if (params->dtype == MSGL_BF16) return msgl::decode_bf16(*params, cuda_stream);
-        if (params->dtype == MSGL_F16) return msgl::decode_f16(*params, cuda_stream);
+    const bool is_bf16 = params->dtype == MSGL_BF16;
+    if (!is_bf16 && params->dtype != MSGL_F16) return MSGL_ERROR_UNSUPPORTED;
+    switch (params->kernel) {
+        case MSGL_ATTENTION_FI: return (is_bf16 ? msgl::decode_bf16 : msgl::decode_f16)(*params, cuda_stream);
+        case MSGL_ATTENTION_TRTLLM:
+            return (is_bf16 ? msgl::decode_pages_bf16 : msgl::decode_pages_f16)(*params, cuda_stream);
+        default: return MSGL_ERROR_UNSUPPORTED;
     }
-    return MSGL_ERROR_UNSUPPORTED;
 }

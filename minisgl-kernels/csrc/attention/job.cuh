@@ -1,4 +1,4 @@
-// A decode CTA's walk over its range of the plan's pieces, and what its warps do with a finished job.
+// A decode CTA's walk over its range of the plan's pieces, and the combining of jobs that several CTAs share.
 #pragma once
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
@@ -12,30 +12,67 @@ namespace msgl {
 // sees nothing multiplies by exp2(-inf - kNoMaximum) = 0 and not by NaN.
 constexpr float kLog2E = 1.4426950408889634f;
 constexpr float kNoMaximum = -1e30f;
-constexpr uint32_t kNoSlot = ~0u;
+
+// What a job's shape depends on besides its sequence.
+struct JobSizes {
+    uint32_t group;          // query heads of a KV head
+    uint32_t num_kv_heads;
+    uint32_t heads_per_job;  // KV heads of a job; the last job of a sequence may have fewer
+    uint32_t window;
+
+    __device__ explicit JobSizes(const msgl_attention_sizes& sizes)
+        : group(sizes.num_heads / sizes.num_kv_heads),
+          num_kv_heads(sizes.num_kv_heads),
+          heads_per_job(sizes.heads_per_job),
+          window(sizes.window) {}
+};
 
 // The part of a job that lies in one CTA's range.
 struct JobCursor {
     PlanSeq seq;
     uint32_t seq_idx;
-    uint32_t job;        // of the sequence
-    uint32_t piece;      // first piece of this part, counted from the start of the sequence
-    uint32_t piece_end;  // end of this part
-    uint32_t left;       // pieces of the CTA's range from `piece` on
+    uint32_t first_head;  // KV head
+    uint32_t first_row;   // query row of the sequence
+    uint32_t piece;       // first piece of this part, counted from the start of the sequence
+    uint32_t piece_end;   // end of this part
+    uint32_t left;        // pieces of the CTA's range from `piece` on
 
-    __device__ JobCursor(const PlanBucket& bucket, uint32_t window)
-        : seq(bucket.seq), seq_idx(bucket.seq_idx), job(bucket.job), left(bucket.num_pieces) {
-        piece = first_piece(seq, window) + bucket.piece;
+    JobCursor() = default;
+
+    __device__ JobCursor(const PlanBucket& bucket, const JobSizes& sizes)
+        : seq(bucket.seq), seq_idx(bucket.seq_idx), left(bucket.num_pieces) {
+        const uint32_t tiles = div_up(seq.q_len * sizes.group, kJobRows);
+        first_head = bucket.job / tiles * sizes.heads_per_job;
+        first_row = bucket.job % tiles * kJobRows;
+        piece = first_piece(seq, sizes.window) + bucket.piece;
         piece_end = min(piece + left, div_up(seq.kv_len, kPieceTokens));
     }
 
+    __device__ uint32_t num_rows(const JobSizes& sizes) const {
+        return min(seq.q_len * sizes.group - first_row, kJobRows);
+    }
+
+    __device__ uint32_t num_heads(const JobSizes& sizes) const {
+        return min(sizes.num_kv_heads - first_head, sizes.heads_per_job);
+    }
+
+    // Whether no other CTA has a part of the job.
+    __device__ bool is_whole(const JobSizes& sizes) const {
+        return piece == first_piece(seq, sizes.window) && piece_end == div_up(seq.kv_len, kPieceTokens);
+    }
+
     // Moves to the next job; false at the end of the range.
-    __device__ bool next(const PlanView& view, const msgl_attention_sizes& sizes) {
+    __device__ bool next(const PlanView& view, const JobSizes& sizes) {
         left -= piece_end - piece;
         if (left == 0) return false;
-        if (++job == jobs_per_seq(seq, sizes)) {
-            job = 0;
-            seq = view.seqs[++seq_idx];
+        first_row += kJobRows;
+        if (first_row >= seq.q_len * sizes.group) {
+            first_row = 0;
+            first_head += sizes.heads_per_job;
+            if (first_head >= sizes.num_kv_heads) {
+                first_head = 0;
+                seq = view.seqs[++seq_idx];
+            }
         }
         piece = first_piece(seq, sizes.window);
         piece_end = min(piece + left, div_up(seq.kv_len, kPieceTokens));
@@ -43,84 +80,119 @@ struct JobCursor {
     }
 };
 
-// Which CTAs share a job, and where this one's partial result goes. A CTA has at most two partial results: slot 1
-// for the job that begins in its range and does not end there, slot 0 for the one that began before.
-struct JobSpan {
-    uint32_t first_cta, last_cta, slot;
+// The slot of token lane % 16 of a piece. Rows before the window and after the end may lie in pages that were given away,
+// and 0 * NaN is NaN: in their place the nearest row that is seen is read once more.
+__device__ inline uint32_t piece_slot(const msgl_attention_params& params, const JobCursor& cursor,
+                                      const JobSizes& sizes, uint32_t piece) {
+    const PlanSeq& seq = cursor.seq;
+    const uint32_t position =
+        min(max(piece * kPieceTokens + threadIdx.x % kPieceTokens, first_visible(seq.kv_len - seq.q_len, sizes.window)),
+            seq.kv_len - 1);
+    const uint32_t page_shift = __ffs(params.page_size) - 1;
+    const uint32_t page = __ldg(params.page_table + size_t{seq.row} * params.max_pages + (position >> page_shift));
+    return (page << page_shift) | (position & (params.page_size - 1));
+}
 
-    __device__ JobSpan(const JobCursor& cursor, const PlanHeader& header, uint32_t window, uint32_t cta) {
-        const uint32_t begin = first_piece(cursor.seq, window);
-        const uint32_t job_start = bucket_start(header, cta + 1) - cursor.left - (cursor.piece - begin);
-        first_cta = bucket_of(header, job_start);
-        last_cta = bucket_of(header, job_start + pieces_per_job(cursor.seq, window) - 1);
-        slot = 2 * cta + (first_cta == cta ? 1 : 0);
-    }
-
-    __device__ bool is_whole() const { return first_cta == last_cta; }
-    __device__ uint32_t slot_of(uint32_t i) const { return i == 0 ? 2 * first_cta + 1 : 2 * (first_cta + i); }
+// A CTA shares at most two jobs with others: the one that began before its range (slot 0), and the one that begins in
+// its range and does not end there (slot 1). Their partial results and cursors wait for the end of the CTA's work.
+struct SharedJobs {
+    JobCursor cursors[2];
+    bool has[2];
+    bool is_last[2];
+    uint32_t first_cta[2];
+    uint32_t last_cta[2];
 };
 
+__device__ inline uint32_t shared_job_slot(const JobCursor& cursor, const JobSizes& sizes) {
+    return cursor.piece == first_piece(cursor.seq, sizes.window) ? 1 : 0;
+}
+
+// Row of the partial results, of (slot, head of the job, query row of the job).
+__device__ inline size_t partial_row(uint32_t cta, uint32_t slot, uint32_t head, uint32_t row,
+                                     const JobSizes& sizes) {
+    return (size_t{2 * cta + slot} * sizes.heads_per_job + head) * kJobRows + row;
+}
+
+// First element of the output of a query row of a job.
+template <typename T, int kHeadDim>
+__device__ inline T* out_row(const msgl_attention_params& params, const JobCursor& cursor, const JobSizes& sizes,
+                             uint32_t head, uint32_t row) {
+    const uint32_t seq_row = cursor.first_row + row;
+    const uint32_t token = cursor.seq.q_start + seq_row / sizes.group;
+    const uint32_t query_head = (cursor.first_head + head) * sizes.group + seq_row % sizes.group;
+    return static_cast<T*>(params.out) + (size_t{token} * params.sizes.num_heads + query_head) * kHeadDim;
+}
+
 template <typename T>
-__device__ __forceinline__ void store_row4(T* dst, const float4& x) {
+__device__ __forceinline__ void store_row4(T* dst, const float4& x, float factor) {
     uint2 pairs;
-    pairs.x = pack_pair<T>(x.x, x.y);
-    pairs.y = pack_pair<T>(x.z, x.w);
+    pairs.x = pack_pair<T>(x.x * factor, x.y * factor);
+    pairs.y = pack_pair<T>(x.z * factor, x.w * factor);
     *reinterpret_cast<uint2*>(dst) = pairs;
 }
 
-__device__ __forceinline__ void add_scaled(float4& sum, float factor, const float4& x) {
-    sum.x += factor * x.x;
-    sum.y += factor * x.y;
-    sum.z += factor * x.z;
-    sum.w += factor * x.w;
-}
-
-__device__ __forceinline__ float4 divide(const float4& x, float divisor) {
-    const float factor = 1.0f / divisor;
-    return {x.x * factor, x.y * factor, x.z * factor, x.w * factor};
-}
-
-// The largest of one row's partial maxima, on all lanes.
-__device__ inline float largest_maximum(const PlanView& view, const JobSpan& span, uint32_t row, uint32_t rows) {
-    float largest = kNoMaximum;
-    for (uint32_t i = threadIdx.x % 32; i <= span.last_cta - span.first_cta; i += 32) {
-        largest = fmaxf(largest, __ldcg(&view.partial_stats[size_t{span.slot_of(i)} * rows + row]).x);
-    }
-    for (int mask = 16; mask != 0; mask /= 2) largest = fmaxf(largest, __shfl_xor_sync(~0u, largest, mask));
-    return largest;
-}
-
-// Four elements of one row of a job: the partial results added in the order of their CTAs.
-template <int kHeadDim>
-__device__ inline float4 combine_partials(const PlanView& view, const JobSpan& span, uint32_t row, uint32_t rows,
-                                          uint32_t dim, float largest) {
+// One row's running (sum, maximum) and four of its elements.
+struct RowSum {
     float4 out = {};
     float sum = 0.0f;
-#pragma unroll 4
-    for (uint32_t i = 0; i <= span.last_cta - span.first_cta; ++i) {
-        const size_t at = size_t{span.slot_of(i)} * rows + row;
-        const float2 stats = __ldcg(&view.partial_stats[at]);
-        const float factor = exp2_approx(stats.x - largest);
-        sum += factor * stats.y;
-        add_scaled(out, factor, __ldcg(reinterpret_cast<const float4*>(view.partial_out + at * kHeadDim + dim)));
-    }
-    return divide(out, sum);
-}
+    float maximum = kNoMaximum;
 
-// Counts this CTA in for a job that several share; true for the last, which then sees the others' partial results.
-// All threads of the CTA call it, after they have written theirs.
-__device__ inline bool arrive_last(const PlanView& view, const JobSpan& span) {
-    __shared__ bool is_last;
+    __device__ __forceinline__ void add(const float4& x, float2 stats) {
+        const float raised = fmaxf(maximum, stats.x);
+        const float keep = exp2_approx(maximum - raised), factor = exp2_approx(stats.x - raised);
+        maximum = raised;
+        sum = sum * keep + stats.y * factor;
+        out.x = out.x * keep + x.x * factor;
+        out.y = out.y * keep + x.y * factor;
+        out.z = out.z * keep + x.z * factor;
+        out.w = out.w * keep + x.w * factor;
+    }
+};
+
+// At the end of a CTA's work: counts it in for each job that it shares, and combines those for which it is the last,
+// adding partial results in the order of their CTAs. All threads call it, after writing theirs and a barrier may be
+// missing.
+template <typename T, int kHeadDim>
+__device__ void finish_shared_jobs(const msgl_attention_params& params, const PlanView& view,
+                                   const PlanHeader& header, const JobSizes& sizes, SharedJobs& shared) {
     __threadfence();
     __syncthreads();
-    if (threadIdx.x == 0) {
-        uint32_t* count = &view.arrivals[span.first_cta];
-        is_last = atomicAdd(count, 1u) == span.last_cta - span.first_cta;
-        if (is_last) *count = 0;
+    if (threadIdx.x < 2) {
+        const uint32_t slot = threadIdx.x;
+        shared.is_last[slot] = false;
+        if (shared.has[slot]) {
+            const JobCursor& cursor = shared.cursors[slot];
+            const uint32_t start = bucket_start(header, blockIdx.x + 1) - cursor.left -
+                                   (cursor.piece - first_piece(cursor.seq, sizes.window));
+            const uint32_t first = bucket_of(header, start);
+            const uint32_t last = bucket_of(header, start + pieces_per_job(cursor.seq, sizes.window) - 1);
+            const bool is_last = atomicAdd(&view.arrivals[first], 1u) == last - first;
+            if (is_last) view.arrivals[first] = 0;
+            shared.first_cta[slot] = first;
+            shared.last_cta[slot] = last;
+            shared.is_last[slot] = is_last;
+        }
     }
     __syncthreads();
-    if (is_last) __threadfence();
-    return is_last;
+    for (uint32_t slot = 0; slot < 2; ++slot) {
+        if (!shared.is_last[slot]) continue;
+        __threadfence();
+        const JobCursor& cursor = shared.cursors[slot];
+        const uint32_t first = shared.first_cta[slot], last = shared.last_cta[slot];
+        const uint32_t num_rows = cursor.num_rows(sizes);
+        constexpr uint32_t kParts = kHeadDim / 4;
+        for (uint32_t i = threadIdx.x; i < cursor.num_heads(sizes) * num_rows * kParts; i += blockDim.x) {
+            const uint32_t dim = i % kParts * 4, row = i / kParts % num_rows, head = i / kParts / num_rows;
+            RowSum total;
+#pragma unroll 8
+            for (uint32_t cta = first; cta <= last; ++cta) {
+                const size_t at = partial_row(cta, cta == first ? 1 : 0, head, row, sizes);
+                total.add(__ldcg(reinterpret_cast<const float4*>(view.partial_out + at * kHeadDim + dim)),
+                          __ldcg(&view.partial_stats[at]));
+            }
+            store_row4(out_row<T, kHeadDim>(params, cursor, sizes, head, row) + dim, total.out, 1.0f / total.sum);
+        }
+    }
 }
 
 }  // namespace msgl

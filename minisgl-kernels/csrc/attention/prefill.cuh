@@ -1,4 +1,5 @@
-// `fa`: FlashAttention-style prefill over pages of any size, for sm_80 and later (after Dao 2023, FlashAttention-2).
+// `fa` and `trtllm`: FlashAttention-style prefill over pages, on mma.sync for sm_80 and later (after Dao 2023,
+// FlashAttention-2). The families differ in how a tile of K or V reaches shared memory: the two loaders below.
 //
 // Bound by the tensor cores on long prompts. A CTA of 4 warps owns a tile of query rows and walks the KV positions
 // that they see. Rows are (token, head of the group) pairs, so a group reads each K and V once, and a chunk of few
@@ -9,6 +10,7 @@
 #include <climits>
 
 #include "job.cuh"
+#include "ptx/bulk.cuh"
 #include "ptx/cp_async.cuh"
 
 namespace msgl {
@@ -28,34 +30,84 @@ struct PrefillShape {
     static constexpr bool kKeepQ = kHeadDim <= 64;
 };
 
-// Copies K or V of kCols positions; a position without a slot becomes zeros.
+// `fa`: every thread copies 16-byte pieces of rows with cp.async. Pages of any size.
 template <typename T, int kHeadDim>
-__device__ __forceinline__ void copy_kv_tile(uint32_t dst, const void* kv, const uint32_t* slots, uint32_t head,
-                                             uint32_t num_kv_heads) {
+struct RowLoader {
     using Shape = PrefillShape<kHeadDim>;
-    constexpr int kCopies = Shape::kCols * Shape::kChunks / Shape::kThreads;
-    static_assert(Shape::kCols * Shape::kChunks % Shape::kThreads == 0, "every thread copies as much");
-#pragma unroll
-    for (int i = 0; i < kCopies; ++i) {
-        const uint32_t idx = i * Shape::kThreads + threadIdx.x;
-        const uint32_t row = idx / Shape::kChunks, chunk = idx % Shape::kChunks;
-        const uint32_t slot = slots[row];
-        const size_t at = slot == kNoSlot ? 0 : slot;
-        const T* src = static_cast<const T*>(kv) + (at * num_kv_heads + head) * kHeadDim + chunk * 8;
-        cp_async_16(dst + (row * Shape::kStride + chunk * 8) * 2, src, slot != kNoSlot);
-    }
-}
 
-// The slot of a position of the sequence, or kNoSlot from `end` on.
+    __device__ void init() {}
+
+    // Starts copying K or V of kCols positions.
+    __device__ void copy(int, uint32_t dst, const void* kv, const uint32_t* slots, uint32_t head,
+                         uint32_t num_kv_heads) {
+        static_assert(Shape::kCols * Shape::kChunks % Shape::kThreads == 0, "every thread copies as much");
+#pragma unroll
+        for (int i = 0; i < Shape::kCols * Shape::kChunks / Shape::kThreads; ++i) {
+            const uint32_t idx = i * Shape::kThreads + threadIdx.x;
+            const uint32_t row = idx / Shape::kChunks, chunk = idx % Shape::kChunks;
+            const T* src =
+                static_cast<const T*>(kv) + (size_t{slots[row]} * num_kv_heads + head) * kHeadDim + chunk * 8;
+            cp_async_16(dst + (row * Shape::kStride + chunk * 8) * 2, src, true);
+        }
+        cp_async_commit();
+    }
+
+    // Waits for every copy that this thread has started.
+    __device__ void wait(int) { cp_async_wait<0>(); }
+};
+
+// `trtllm`: one warp hands the rows of a page to the copy engine, which leaves the others nothing to do (sm_90).
+template <typename T, int kHeadDim>
+struct PageLoader {
+    using Shape = PrefillShape<kHeadDim>;
+
+    uint32_t barriers;
+    uint32_t parities = 0;
+
+    __device__ void init() {
+#if __CUDA_ARCH__ >= 900
+        __shared__ uint64_t words[2];
+        barriers = shared_address(words);
+        if (threadIdx.x < 2) mbarrier_init(barriers + threadIdx.x * 8, 1);
+        mbarrier_init_fence();
+#endif
+    }
+
+    __device__ void copy(int which, uint32_t dst, const void* kv, const uint32_t* slots, uint32_t head,
+                         uint32_t num_kv_heads) {
+#if __CUDA_ARCH__ >= 900
+        if (threadIdx.x >= 32) return;
+        const uint32_t barrier = barriers + which * 8;
+        if (threadIdx.x == 0) mbarrier_arrive_expect(barrier, Shape::kCols * kHeadDim * 2);
+        __syncwarp();
+#pragma unroll
+        for (uint32_t row = threadIdx.x; row < Shape::kCols; row += 32) {
+            const T* src = static_cast<const T*>(kv) + (size_t{slots[row]} * num_kv_heads + head) * kHeadDim;
+            bulk_copy(dst + row * Shape::kStride * 2, src, kHeadDim * 2, barrier, kEvictLast);
+        }
+#endif
+    }
+
+    __device__ void wait(int which) {
+#if __CUDA_ARCH__ >= 900
+        cp_async_wait<0>();
+        mbarrier_wait(barriers + which * 8, parities >> which & 1);
+        parities ^= 1 << which;
+#endif
+    }
+};
+
+// The slot of a position of the sequence. Positions from `end` on are masked, but 0 * NaN is NaN: in their place the
+// last one is read.
 __device__ __forceinline__ uint32_t slot_of(const msgl_attention_params& params, uint32_t seq_row, uint32_t position,
                                             uint32_t end) {
-    if (position >= end) return kNoSlot;
+    position = min(position, end - 1);
     const uint32_t page_shift = __ffs(params.page_size) - 1;
     const uint32_t page = __ldg(params.page_table + size_t{seq_row} * params.max_pages + (position >> page_shift));
     return (page << page_shift) | (position & (params.page_size - 1));
 }
 
-template <typename T, int kHeadDim>
+template <typename T, int kHeadDim, template <typename, int> class Loader>
 __global__ void __launch_bounds__(PrefillShape<kHeadDim>::kThreads, PrefillShape<kHeadDim>::kCtasPerSm)
     prefill_kernel(const __grid_constant__ msgl_attention_params params) {
     using Shape = PrefillShape<kHeadDim>;
@@ -96,9 +148,11 @@ __global__ void __launch_bounds__(PrefillShape<kHeadDim>::kThreads, PrefillShape
                        (is_row ? row_at(tile.first_row + row, params.qkv_stride) : 0) + chunk * 8;
         cp_async_16(q_tile + (row * kStride + chunk * 8) * 2, src, is_row);
     }
-    __syncthreads();
-    copy_kv_tile<T, kHeadDim>(k_tile, params.k, slots[0], head, sizes.num_kv_heads);
     cp_async_commit();
+    Loader<T, kHeadDim> loader;
+    loader.init();
+    __syncthreads();
+    loader.copy(0, k_tile, params.k, slots[0], head, sizes.num_kv_heads);
 
     // Rows g and g + 8 of each of the warp's row tiles: index 2 * m + h.
     const uint32_t warp_row = warp * 16 * kRowTiles;
@@ -124,12 +178,11 @@ __global__ void __launch_bounds__(PrefillShape<kHeadDim>::kThreads, PrefillShape
     uint32_t buffer = 0;
     for (uint32_t base = begin; base < end; base += Shape::kCols, buffer ^= 1) {
         // K is there, and every warp is done with the last V.
-        cp_async_wait<0>();
+        loader.wait(0);
         __syncthreads();
-        copy_kv_tile<T, kHeadDim>(v_tile, params.v, slots[buffer], head, sizes.num_kv_heads);
-        cp_async_commit();
+        loader.copy(1, v_tile, params.v, slots[buffer], head, sizes.num_kv_heads);
         const uint32_t next_base = base + Shape::kCols;
-        uint32_t next_slot = kNoSlot;
+        uint32_t next_slot = 0;
         if (threadIdx.x < Shape::kCols) {
             next_slot = slot_of(params, tile.seq.row, next_base + threadIdx.x, end);
         }
@@ -166,11 +219,10 @@ __global__ void __launch_bounds__(PrefillShape<kHeadDim>::kThreads, PrefillShape
         if (threadIdx.x < Shape::kCols) slots[buffer ^ 1][threadIdx.x] = next_slot;
 
         // V is there, every warp is done with K, and the next slots are written.
-        cp_async_wait<0>();
+        loader.wait(1);
         __syncthreads();
         if (next_base < end) {
-            copy_kv_tile<T, kHeadDim>(k_tile, params.k, slots[buffer ^ 1], head, sizes.num_kv_heads);
-            cp_async_commit();
+            loader.copy(0, k_tile, params.k, slots[buffer ^ 1], head, sizes.num_kv_heads);
         }
 
         const bool is_masked = next_base > first_position + 1 || base < first_visible(last_position, sizes.window);
@@ -268,11 +320,11 @@ __global__ void __launch_bounds__(PrefillShape<kHeadDim>::kThreads, PrefillShape
     }
 }
 
-template <typename T, int kHeadDim>
+template <typename T, int kHeadDim, template <typename, int> class Loader>
 int launch_prefill(const msgl_attention_params& params, cudaStream_t stream) {
     using Shape = PrefillShape<kHeadDim>;
     if (params.num_tiles == 0) return cudaSuccess;
-    const auto kernel = prefill_kernel<T, kHeadDim>;
+    const auto kernel = prefill_kernel<T, kHeadDim, Loader>;
     const cudaError_t status =
         cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, Shape::kSharedBytes);
     if (status != cudaSuccess) return status;
@@ -280,13 +332,13 @@ int launch_prefill(const msgl_attention_params& params, cudaStream_t stream) {
     return cudaGetLastError();
 }
 
-template <typename T>
+template <typename T, template <typename, int> class Loader>
 int launch_prefill_dtype(const msgl_attention_params& params, cudaStream_t stream) {
     switch (params.sizes.head_dim) {
-        case 64: return launch_prefill<T, 64>(params, stream);
-        case 96: return launch_prefill<T, 96>(params, stream);
-        case 128: return launch_prefill<T, 128>(params, stream);
-        case 256: return launch_prefill<T, 256>(params, stream);
+        case 64: return launch_prefill<T, 64, Loader>(params, stream);
+        case 96: return launch_prefill<T, 96, Loader>(params, stream);
+        case 128: return launch_prefill<T, 128, Loader>(params, stream);
+        case 256: return launch_prefill<T, 256, Loader>(params, stream);
         default: return MSGL_ERROR_UNSUPPORTED;
     }
 }

@@ -3,6 +3,6 @@
 
 namespace msgl {
 int prefill_bf16(const msgl_attention_params& params, cudaStream_t stream) {
-    return launch_prefill_dtype<__nv_bfloat16>(params, stream);
+    return launch_prefill_dtype<__nv_bfloat16, RowLoader>(params, stream);
 }
 }  // namespace msgl

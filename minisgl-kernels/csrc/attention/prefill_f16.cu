@@ -3,6 +3,6 @@
 
 namespace msgl {
 int prefill_f16(const msgl_attention_params& params, cudaStream_t stream) {
-    return launch_prefill_dtype<__half>(params, stream);
+    return launch_prefill_dtype<__half, RowLoader>(params, stream);
 }
 }  // namespace msgl

@@ -1,0 +1,215 @@
+// One KV head of a decode job in one warp: S^T = K Q^T, an online softmax, O^T += V^T P^T.
+//
+// A decode query is a thin matrix, so the query heads that share a KV head are packed into the N = 8 side of
+// mma.m16n8k16 and 16 KV positions are its M side. Fragments are read from rows in shared memory, 16 bytes a thread,
+// without ldmatrix:
+//   K: an MMA may sum over the head's elements in any order, so thread t of a quad takes 8 neighbouring ones of row g
+//      for two MMAs, and Q is read in the same order.
+//   V: the rows of O^T may be any elements, so thread g takes 8 neighbouring ones of rows 2t, 2t + 1, 2t + 8, 2t + 9;
+//      one byte permute pairs two rows. movmatrix turns P from the accumulator's layout into the operand's.
+// Rows are padded so that the eight threads of a phase meet no bank twice: a phase reads 4 chunks of 16 bytes of K from
+// 2 rows, and 2 chunks of V from every other of 8 rows.
+#pragma once
+#include "job.cuh"
+
+namespace msgl {
+
+__host__ __device__ constexpr uint32_t k_row_stride(uint32_t row_bytes) {
+    return row_bytes + (row_bytes % 128 == 0 ? 64 : 0);
+}
+
+__host__ __device__ constexpr uint32_t v_row_stride(uint32_t row_bytes) { return row_bytes + 16; }
+
+__device__ __forceinline__ uint4 load_shared_16(uint32_t address) {
+    uint4 x;
+    asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(x.x), "=r"(x.y), "=r"(x.z), "=r"(x.w)
+                 : "r"(address)
+                 : "memory");
+    return x;
+}
+
+__device__ __forceinline__ uint2 load_shared_8(uint32_t address) {
+    uint2 x;
+    asm volatile("ld.shared.v2.u32 {%0, %1}, [%2];" : "=r"(x.x), "=r"(x.y) : "r"(address) : "memory");
+    return x;
+}
+
+// With g = lane / 4 and t = lane % 4 a thread holds columns (query rows) 2t and 2t + 1.
+template <typename T, int kHeadDim>
+struct DecodeHead {
+    // Elements that a thread takes from a row of V at once: all lanes of a row must fit in it.
+    static constexpr int kVec = kHeadDim % 64 == 0 ? 8 : 4;
+    static constexpr int kKChunks = kHeadDim / 32;
+    static constexpr int kVChunks = kHeadDim / (8 * kVec);
+    static constexpr int kOutTiles = kHeadDim / 16;
+    static_assert(kHeadDim % 32 == 0, "a quad reads 32 elements of K");
+
+    uint4 q[kKChunks];
+    float out[kOutTiles][4];
+    float maximum[2];
+    float sum[2];
+    int last_visible[2];
+    int first_visible_position[2];
+
+    // `head` is counted from the job's first.
+    __device__ void start(const msgl_attention_params& params, const JobCursor& cursor, const JobSizes& sizes,
+                          uint32_t head) {
+        const uint32_t lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
+        const uint32_t first_row = cursor.first_row, rows = cursor.seq.q_len * sizes.group;
+        const uint32_t row = first_row + g;
+        const T* src = static_cast<const T*>(params.qkv) +
+                       int64_t{cursor.seq.q_start + row / sizes.group} * params.qkv_stride +
+                       ((cursor.first_head + head) * sizes.group + row % sizes.group) * kHeadDim + 8 * t;
+#pragma unroll
+        for (int c = 0; c < kKChunks; ++c) {
+            q[c] = row < rows ? *reinterpret_cast<const uint4*>(src + 32 * c) : uint4{};
+        }
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+            const uint32_t position =
+                cursor.seq.kv_len - cursor.seq.q_len + min(first_row + 2 * t + i, rows - 1) / sizes.group;
+            last_visible[i] = position;
+            first_visible_position[i] = first_visible(position, sizes.window);
+            maximum[i] = kNoMaximum;
+            sum[i] = 0.0f;
+        }
+#pragma unroll
+        for (int i = 0; i < kOutTiles; ++i) {
+            out[i][0] = out[i][1] = out[i][2] = out[i][3] = 0.0f;
+        }
+    }
+
+    // P^T of one piece as the B operand of the second product, from rows of K in shared memory.
+    __device__ void scores(uint32_t k_rows, uint32_t k_stride, uint32_t piece, float scale_log2, uint32_t (&p)[2]) {
+        const uint32_t lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
+        float even[4] = {}, odd[4] = {};
+#pragma unroll
+        for (int c = 0; c < kKChunks; ++c) {
+            const uint4 a = load_shared_16(k_rows + g * k_stride + (4 * c + t) * 16);
+            const uint4 b = load_shared_16(k_rows + (g + 8) * k_stride + (4 * c + t) * 16);
+            mma_m16n8k16<T>(even, a.x, b.x, a.y, b.y, q[c].x, q[c].y);
+            mma_m16n8k16<T>(odd, a.z, b.z, a.w, b.w, q[c].z, q[c].w);
+        }
+        float s[4];
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+            const int position = piece * kPieceTokens + g + i / 2 * 8;
+            const bool is_visible = position <= last_visible[i % 2] && position >= first_visible_position[i % 2];
+            s[i] = is_visible ? (even[i] + odd[i]) * scale_log2 : -INFINITY;
+        }
+        float largest[2];
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+            largest[i] = fmaxf(s[i], s[i + 2]);
+#pragma unroll
+            for (int mask = 4; mask <= 16; mask *= 2) {
+                largest[i] = fmaxf(largest[i], __shfl_xor_sync(~0u, largest[i], mask));
+            }
+        }
+        if (__any_sync(~0u, largest[0] > maximum[0] || largest[1] > maximum[1])) {
+            float factor[2];
+#pragma unroll
+            for (int i = 0; i < 2; ++i) {
+                const float raised = fmaxf(maximum[i], largest[i]);
+                factor[i] = exp2_approx(maximum[i] - raised);
+                maximum[i] = raised;
+                sum[i] *= factor[i];
+            }
+#pragma unroll
+            for (int i = 0; i < kOutTiles; ++i) {
+                out[i][0] *= factor[0];
+                out[i][1] *= factor[1];
+                out[i][2] *= factor[0];
+                out[i][3] *= factor[1];
+            }
+        }
+#pragma unroll
+        for (int i = 0; i < 4; ++i) s[i] = exp2_approx(s[i] - maximum[i % 2]);
+        sum[0] += s[0] + s[2];
+        sum[1] += s[1] + s[3];
+        p[0] = movmatrix_trans(pack_pair<T>(s[0], s[1]));
+        p[1] = movmatrix_trans(pack_pair<T>(s[2], s[3]));
+    }
+
+    // O^T += V^T P^T, from rows of V in shared memory.
+    __device__ void accumulate(uint32_t v_rows, uint32_t v_stride, const uint32_t (&p)[2]) {
+        const uint32_t lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
+        constexpr int kWords = kVec / 2;
+#pragma unroll
+        for (int c = 0; c < kVChunks; ++c) {
+            uint32_t rows[4][kWords];
+#pragma unroll
+            for (int i = 0; i < 4; ++i) {
+                const uint32_t row = 2 * t + i % 2 + i / 2 * 8;
+                if constexpr (kWords == 4) {
+                    const uint4 x = load_shared_16(v_rows + row * v_stride + (8 * c + g) * 16);
+                    rows[i][0] = x.x, rows[i][1] = x.y, rows[i][2] = x.z, rows[i][3] = x.w;
+                } else {
+                    const uint2 x = load_shared_8(v_rows + row * v_stride + (8 * c + g) * 8);
+                    rows[i][0] = x.x, rows[i][1] = x.y;
+                }
+            }
+#pragma unroll
+            for (int j = 0; j < kWords; ++j) {
+                mma_m16n8k16<T>(out[c * kWords + j], __byte_perm(rows[0][j], rows[1][j], 0x5410),
+                                __byte_perm(rows[0][j], rows[1][j], 0x7632),
+                                __byte_perm(rows[2][j], rows[3][j], 0x5410),
+                                __byte_perm(rows[2][j], rows[3][j], 0x7632), p[0], p[1]);
+            }
+        }
+    }
+
+    // The rows' sums over all positions, on all lanes.
+    __device__ void finish_sums() {
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+#pragma unroll
+            for (int mask = 4; mask <= 16; mask *= 2) sum[i] += __shfl_xor_sync(~0u, sum[i], mask);
+        }
+    }
+
+    // Elements `4 * part ..` of the thread's contiguous ones in chunk `c` of row 2t + i.
+    __device__ float4 out4(int c, int part, int i) const {
+        const int tile = c * (kVec / 2) + 2 * part;
+        return {out[tile][i], out[tile][i + 2], out[tile + 1][i], out[tile + 1][i + 2]};
+    }
+
+    // Writes the first `num_rows` rows unnormalised, [kJobRows][stride], and their (maximum, sum).
+    __device__ void store_partial(float* rows, int stride, float2* stats, uint32_t num_rows) const {
+        const uint32_t lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+            if (2 * t + i >= num_rows) continue;
+            if (g == 0) stats[2 * t + i] = make_float2(maximum[i], sum[i]);
+            float* row = rows + (2 * t + i) * stride + g * kVec;
+#pragma unroll
+            for (int c = 0; c < kVChunks; ++c) {
+#pragma unroll
+                for (int part = 0; part < kVec / 4; ++part) {
+                    *reinterpret_cast<float4*>(row + 8 * kVec * c + 4 * part) = out4(c, part, i);
+                }
+            }
+        }
+    }
+
+    // Writes the normalised rows of a job that nothing is to be added to.
+    __device__ void store_out(const msgl_attention_params& params, const JobCursor& cursor, const JobSizes& sizes,
+                              uint32_t head) const {
+        const uint32_t lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+            if (2 * t + i >= cursor.num_rows(sizes)) continue;
+            T* row = out_row<T, kHeadDim>(params, cursor, sizes, head, 2 * t + i) + g * kVec;
+#pragma unroll
+            for (int c = 0; c < kVChunks; ++c) {
+#pragma unroll
+                for (int part = 0; part < kVec / 4; ++part) {
+                    store_row4(row + 8 * kVec * c + 4 * part, out4(c, part, i), 1.0f / sum[i]);
+                }
+            }
+        }
+    }
+};
+
+}  // namespace msgl
