@@ -10,35 +10,44 @@ use crate::request::{Request, RequestId};
 ///
 /// Of its tokens, `num_scheduled` have been handed to the device and `num_committed` of these are known to be in
 /// the KV storage; the difference is in flight, as are `num_pending` tokens that were sampled and not yet seen.
+///
+/// The fields come in the order of how often they are used: planning and committing a decode step touches the first
+/// three cache lines of each sequence, and with thousands of sequences little else counts.
 #[derive(Debug)]
+#[repr(C, align(64))]
 pub(crate) struct Sequence {
-    pub(crate) id: RequestId,
-    /// Place in the order of arrival; kept when the sequence is preempted.
-    pub(crate) arrival: u64,
-    /// Arrival of the first of the completions that share this prompt, where there are several.
-    pub(crate) group: Option<u64>,
     pub(crate) phase: Phase,
+    /// Whether row and pages are known to come back when its last step in flight commits.
+    pub(crate) is_returning: bool,
+    /// Whether some of `hashes` are announced as being computed.
+    pub(crate) is_publishing: bool,
+    pub(crate) ignore_eos: bool,
+    pub(crate) row: u32,
+    /// Uncommitted steps that it is part of.
+    pub(crate) num_in_flight: u32,
+    pub(crate) num_pending: u32,
+    pub(crate) num_scheduled: usize,
+    pub(crate) num_committed: usize,
+    /// Tokens that it has at most when it ends.
+    pub(crate) max_len: usize,
+    /// Tokens for which it has pages.
+    pub(crate) num_slots: usize,
+    /// The slot of token `num_scheduled`, if that is not the first of a page.
+    pub(crate) next_slot: u32,
+    pub(crate) id: RequestId,
 
     /// The prompt, then the output.
     pub(crate) tokens: Vec<u32>,
-    pub(crate) num_prompt: usize,
-    /// Tokens that it has at most when it ends.
-    pub(crate) max_len: usize,
-    pub(crate) ignore_eos: bool,
     pub(crate) stop_token_ids: Box<[u32]>,
     /// How to draw; row and position are filled in for each step.
     pub(crate) sample: SampleParams,
 
-    pub(crate) num_scheduled: usize,
-    pub(crate) num_committed: usize,
-    pub(crate) num_pending: usize,
-    /// Uncommitted steps that it is part of.
-    pub(crate) num_in_flight: u32,
-    /// Whether row and pages are known to come back when its last step in flight commits.
-    pub(crate) is_returning: bool,
-
-    pub(crate) row: u32,
+    pub(crate) num_prompt: usize,
     pub(crate) pages: Vec<u32>,
+    /// Place in the order of arrival; kept when the sequence is preempted.
+    pub(crate) arrival: u64,
+    /// Arrival of the first of the completions that share this prompt, where there are several.
+    pub(crate) group: Option<u64>,
     /// Where its locked prefix ends in the tree, and of how many of `pages` that prefix consists.
     pub(crate) node: NodeId,
     pub(crate) num_locked: usize,
@@ -74,14 +83,20 @@ impl Sequence {
     pub(crate) fn new(request: &Request, id: RequestId, arrival: u64, max_len: usize, seed: u64) -> Self {
         let params = &request.params;
         Self {
-            id,
-            arrival,
-            group: None,
             phase: Phase::Waiting,
-            tokens: request.token_ids.clone(),
-            num_prompt: request.token_ids.len(),
-            max_len,
+            is_returning: false,
+            is_publishing: false,
             ignore_eos: params.ignore_eos,
+            row: 0,
+            num_in_flight: 0,
+            num_pending: 0,
+            num_scheduled: 0,
+            num_committed: 0,
+            max_len,
+            num_slots: 0,
+            next_slot: 0,
+            id,
+            tokens: request.token_ids.clone(),
             stop_token_ids: params.stop_token_ids.clone().into_boxed_slice(),
             sample: SampleParams {
                 seq_row: 0,
@@ -96,13 +111,10 @@ impl Sequence {
                 repetition_penalty: params.repetition_penalty,
                 num_logprobs: params.logprobs.map_or(-1, |n| n as i32),
             },
-            num_scheduled: 0,
-            num_committed: 0,
-            num_pending: 0,
-            num_in_flight: 0,
-            is_returning: false,
-            row: 0,
+            num_prompt: request.token_ids.len(),
             pages: Vec::new(),
+            arrival,
+            group: None,
             node: RadixTree::ROOT,
             num_locked: 0,
             hashes: Vec::new(),
@@ -116,7 +128,7 @@ impl Sequence {
 
     /// Tokens that it will have once the steps in flight commit.
     pub(crate) fn planned_len(&self) -> usize {
-        self.tokens.len() + self.num_pending
+        self.tokens.len() + self.num_pending as usize
     }
 
     /// Tokens still to be computed before the next one can be sampled; 0 when nothing is left to schedule.

@@ -42,7 +42,7 @@ fn fault_01_same_prompt_twice_in_one_batch() {
 
 /// With a step in flight the end of a sequence is seen one step late: the token sampled meanwhile is garbage.
 ///
-/// Break: the first `return false` in `take_token`.
+/// Break: the `if seq.phase != Phase::Ended` in `Scheduler::commit`.
 #[test]
 fn fault_02_token_after_eos_with_overlap() {
     let prompt = [1, 2, 3];

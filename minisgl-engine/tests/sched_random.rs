@@ -71,7 +71,10 @@ fn run_on_random_results(seed: u64, num_ops: usize) -> u64 {
                     num_samples.push_back(batch.inputs.num_samples());
                     num_ops_since_step = 0;
                 } else {
-                    assert!(!is_stuck, "op {op}: nothing in flight, nothing planned, not idle: {scheduler:?}");
+                    assert!(
+                        !is_stuck,
+                        "op {op}: nothing in flight, nothing planned, not idle: {scheduler:?}"
+                    );
                 }
             }
             _ => {

@@ -94,6 +94,7 @@ impl Scheduler {
             seq.pages.iter().for_each(|&page| self.pool.hold(page));
         }
         let num_cached_pages = seq.pages.len();
+        seq.num_slots = num_cached_pages * page_size;
 
         let is_alone = self.running.is_empty() && self.num_returning == 0;
         if !is_alone && self.num_reserved_pages() + self.num_expected_pages(idx) > self.num_available_pages()
@@ -131,6 +132,7 @@ impl Scheduler {
             batch.inputs.count_resets.push(CountReset { row, num_prompt, tokens });
         }
         seq.num_published = seq.num_scheduled / page_size;
+        seq.is_publishing = seq.num_published < seq.hashes.len();
         for &hash in seq.hashes.iter().skip(seq.num_published) {
             *self.computing.entry(hash).or_insert(0) += 1;
         }
@@ -140,12 +142,12 @@ impl Scheduler {
         self.running.push(idx);
 
         let wanted = seq.num_unscheduled().min(budget.tokens);
-        while self.seqs[idx].pages.len() * page_size < self.seqs[idx].num_scheduled + wanted {
+        while self.seqs[idx].num_slots < self.seqs[idx].num_scheduled + wanted {
             let Some(page) = self.alloc_page() else { break };
             self.give_page(batch, idx, page);
         }
         let seq = &self.seqs[idx];
-        let q_len = wanted.min(seq.pages.len() * page_size - seq.num_scheduled);
+        let q_len = wanted.min(seq.num_slots - seq.num_scheduled);
         assert!(q_len > 0, "an admitted request gets a page");
         budget.tokens -= q_len;
         self.chunks.push((idx, q_len));

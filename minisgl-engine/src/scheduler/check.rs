@@ -17,11 +17,17 @@ impl Scheduler {
             let n = idx.0;
             assert!(seq.num_committed <= seq.num_scheduled, "sequence {n}: committed beyond scheduled");
             assert!(seq.planned_len() <= seq.max_len, "sequence {n} is planned past its end");
+            assert_eq!(
+                seq.num_slots,
+                seq.pages.len() * self.config.page_size,
+                "sequence {n}: slots, its pages'"
+            );
+            let num_unused = seq.num_slots.checked_sub(seq.num_scheduled);
             assert!(
-                seq.num_scheduled <= seq.pages.len() * self.config.page_size,
-                "sequence {n}: {} tokens scheduled in {} pages",
+                num_unused.is_some_and(|num| num < self.config.page_size),
+                "sequence {n}: {} tokens scheduled in {} slots",
                 seq.num_scheduled,
-                seq.pages.len()
+                seq.num_slots
             );
             assert!(seq.pages.len() <= self.config.max_pages_per_seq(), "sequence {n}: wider than its row");
             let steps = self.in_flight.iter().flat_map(|step| &step.parts);
@@ -29,7 +35,7 @@ impl Scheduler {
             for part in steps.filter(|part| part.seq == idx) {
                 num_steps += 1;
                 q_len += part.q_len as usize;
-                num_samples += usize::from(part.is_sampled);
+                num_samples += u32::from(part.is_sampled);
             }
             assert_eq!(seq.num_in_flight, num_steps, "sequence {n}: counted steps in flight, found");
             assert_eq!(seq.num_scheduled - seq.num_committed, q_len, "sequence {n}: tokens in flight, found");

@@ -21,7 +21,10 @@ impl Scheduler {
             seq.num_committed += part.q_len as usize;
             if part.is_sampled {
                 seq.num_pending -= 1;
-                has_ended |= self.take_token(part.seq, sample_idx, samples.tokens[sample_idx], updates);
+                let token = samples.tokens[sample_idx];
+                if seq.phase != Phase::Ended {
+                    has_ended |= self.take_token(part.seq, sample_idx, token, updates);
+                }
                 sample_idx += 1;
             }
             self.after_step(part.seq);
@@ -36,9 +39,6 @@ impl Scheduler {
     /// Appends a sampled token to its sequence; returns whether that ended it.
     fn take_token(&mut self, idx: SeqIdx, sample_idx: usize, token: u32, updates: &mut Vec<Update>) -> bool {
         let seq = &mut self.seqs[idx];
-        if seq.phase == Phase::Ended {
-            return false;
-        }
         let id = seq.id;
         if token == u32::MAX {
             updates.push(Update::NotFinite { id, position: seq.tokens.len() });
@@ -71,7 +71,7 @@ impl Scheduler {
     fn after_step(&mut self, idx: SeqIdx) {
         let Some(seq) = self.seqs.get(idx) else { return };
         match seq.phase {
-            Phase::Running if seq.num_published < seq.hashes.len() => self.publish(idx),
+            Phase::Running if seq.is_publishing => self.publish(idx),
             Phase::Retracting if seq.num_in_flight == 0 => self.requeue(idx),
             Phase::Ended if seq.num_in_flight == 0 => self.discard(idx),
             _ => {}

@@ -1,8 +1,8 @@
-use minisgl_kernels::PageUpdate;
+use minisgl_kernels::{PageUpdate, SampleParams};
 
-use super::{MAX_STEPS_IN_FLIGHT, Part, Scheduler};
+use super::{MAX_STEPS_IN_FLIGHT, Part, Scheduler, Step};
 use crate::batch::{Batch, BatchSeq, SeqIdx};
-use crate::sequence::Phase;
+use crate::sequence::Sequence;
 
 /// What is left of a step while it is planned.
 pub(super) struct Budget {
@@ -20,57 +20,52 @@ impl Scheduler {
         if self.in_flight.len() == MAX_STEPS_IN_FLIGHT {
             return false;
         }
+        let mut step = self.spare_steps.pop().unwrap_or_default();
+        step.parts.clear();
         let mut budget = Budget { tokens: self.config.max_extend_tokens, is_short_of_pages: false };
-        self.plan_running(batch, &mut budget);
+        self.plan_running(batch, &mut step, &mut budget);
         if !budget.is_short_of_pages {
             self.admit(batch, &mut budget);
         }
         let mut chunks = std::mem::take(&mut self.chunks);
         for (seq, q_len) in chunks.drain(..) {
             self.totals.prompt_tokens += q_len as u64;
-            self.push(batch, seq, q_len);
+            self.push_chunk(batch, &mut step, seq, q_len);
         }
         self.chunks = chunks;
         if batch.seqs.is_empty() {
+            self.spare_steps.push(step);
             return false;
         }
         let every_seq_samples = batch.sampled.len() == batch.seqs.len();
         batch.is_decode = every_seq_samples && batch.inputs.num_tokens() == batch.seqs.len();
 
-        let mut step = self.spare_steps.pop().unwrap_or_default();
-        step.parts.clear();
-        let mut sampled = batch.sampled.iter().peekable();
-        for (i, part) in batch.seqs.iter().enumerate() {
-            let is_sampled = sampled.next_if(|&&s| s as usize == i).is_some();
-            step.parts.push(Part { seq: part.seq, q_len: part.q_len, is_sampled });
-        }
         self.in_flight.push_back(step);
         self.totals.steps += 1;
         true
     }
 
     /// Gives the running sequences their tokens, first admitted first, so that pages go to the older ones.
-    fn plan_running(&mut self, batch: &mut Batch, budget: &mut Budget) {
+    fn plan_running(&mut self, batch: &mut Batch, step: &mut Step, budget: &mut Budget) {
         let mut at = 0;
         while at < self.running.len() {
             let idx = self.running[at];
             at += 1;
-            let seq = &self.seqs[idx];
+            let seq = &mut self.seqs[idx];
             // A sequence that ends by its length with a step in flight is never scheduled past its end.
             if seq.is_returning {
                 continue;
             }
             let num_unscheduled = seq.num_unscheduled();
-            let is_decode = num_unscheduled == 1;
-            let wanted = if is_decode { 1 } else { num_unscheduled.min(budget.tokens) };
-            let room = self.take_pages(batch, idx, wanted, at, budget);
-            let q_len = wanted.min(room);
-            if q_len == 0 {
+            if num_unscheduled == 1 {
+                if seq.num_slots > seq.num_scheduled || self.take_pages(batch, idx, 1, at, budget) > 0 {
+                    self.push_decode(batch, step, idx);
+                }
                 continue;
             }
-            if is_decode {
-                self.push(batch, idx, 1);
-            } else {
+            let wanted = num_unscheduled.min(budget.tokens);
+            let q_len = wanted.min(self.take_pages(batch, idx, wanted, at, budget));
+            if q_len > 0 {
                 budget.tokens -= q_len;
                 self.chunks.push((idx, q_len));
             }
@@ -87,10 +82,9 @@ impl Scheduler {
         first_victim: usize,
         budget: &mut Budget,
     ) -> usize {
-        let page_size = self.config.page_size;
         loop {
             let seq = &self.seqs[idx];
-            let room = seq.pages.len() * page_size - seq.num_scheduled;
+            let room = seq.num_slots - seq.num_scheduled;
             if room >= wanted {
                 return room;
             }
@@ -129,53 +123,81 @@ impl Scheduler {
         let seq = &mut self.seqs[idx];
         let update = PageUpdate { row: seq.row, idx: seq.pages.len() as u32, page };
         seq.pages.push(page);
+        seq.num_slots += self.config.page_size;
         batch.inputs.page_updates.push(update);
     }
 
+    /// Appends a sequence's one token that is left to compute to the batch, and a sample: the short way for what
+    /// nearly every row of nearly every step is.
+    fn push_decode(&mut self, batch: &mut Batch, step: &mut Step, idx: SeqIdx) {
+        let seq = &mut self.seqs[idx];
+        let inputs = &mut batch.inputs;
+        let position = seq.num_scheduled;
+        // Sampled by the step in flight, the token is still on the device.
+        let token = seq.tokens.get(position).map_or(-1 - seq.row as i32, |&token| token as i32);
+        if seq.num_slots - position == self.config.page_size {
+            let page = *seq.pages.last().expect("a page for the token");
+            seq.next_slot = page * self.config.page_size as u32;
+        }
+        inputs.token_ids.push(token);
+        inputs.slots.push(seq.next_slot);
+        inputs.positions.push(position as u32);
+        seq.next_slot += 1;
+        push_seq(batch, step, seq, idx, 1);
+        self.push_sample(batch, idx);
+    }
+
     /// Appends the next `q_len` tokens of a sequence to the batch, and a sample if they reach its end.
-    fn push(&mut self, batch: &mut Batch, idx: SeqIdx, q_len: usize) {
+    fn push_chunk(&mut self, batch: &mut Batch, step: &mut Step, idx: SeqIdx, q_len: usize) {
         let page_size = self.config.page_size;
         let seq = &mut self.seqs[idx];
-        debug_assert_eq!(seq.phase, Phase::Running);
         let inputs = &mut batch.inputs;
         let (start, end) = (seq.num_scheduled, seq.num_scheduled + q_len);
-        let known = seq.tokens.get(start..end.min(seq.tokens.len())).unwrap_or(&[]);
-        inputs.token_ids.extend(known.iter().map(|&token| token as i32));
-        if end > seq.tokens.len() {
-            // Sampled by the step in flight and still on the device.
-            inputs.token_ids.push(-1 - seq.row as i32);
-        }
+        inputs.token_ids.extend(seq.tokens[start..end].iter().map(|&token| token as i32));
+        inputs.positions.extend(start as u32..end as u32);
         let mut position = start;
         while position < end {
             let (page, offset) = (seq.pages[position / page_size], position % page_size);
             let run = (page_size - offset).min(end - position);
             let slot = page * page_size as u32 + offset as u32;
             inputs.slots.extend(slot..slot + run as u32);
-            inputs.positions.extend(position as u32..(position + run) as u32);
+            seq.next_slot = slot + run as u32;
             position += run;
         }
-        inputs.cu_q_lens.push(inputs.token_ids.len() as u32);
-        inputs.kv_lens.push(end as u32);
-        inputs.seq_rows.push(seq.row);
-        seq.num_scheduled = end;
-        seq.num_in_flight += 1;
-        if end == seq.planned_len() {
-            let mut sample = seq.sample;
-            sample.seq_row = seq.row;
-            sample.position = end as u32;
-            inputs.samples.push(sample);
-            inputs.sample_tokens.push(inputs.token_ids.len() as u32 - 1);
-            batch.sampled.push(batch.seqs.len() as u32);
-            seq.num_pending += 1;
-            if seq.planned_len() == seq.max_len {
-                seq.is_returning = true;
-                self.num_returning += 1;
-            }
-        }
-        batch.seqs.push(BatchSeq { seq: idx, row: seq.row, q_len: q_len as u32, kv_len: end as u32 });
         if !seq.has_started {
             seq.has_started = true;
             batch.started.push(seq.id);
         }
+        push_seq(batch, step, seq, idx, q_len);
+        if seq.num_scheduled == seq.planned_len() {
+            self.push_sample(batch, idx);
+        }
     }
+
+    /// Appends a sample of the batch's last sequence.
+    fn push_sample(&mut self, batch: &mut Batch, idx: SeqIdx) {
+        let seq = &mut self.seqs[idx];
+        let (seq_row, position) = (seq.row, seq.num_scheduled as u32);
+        batch.inputs.samples.push(SampleParams { seq_row, position, ..seq.sample });
+        batch.inputs.sample_tokens.push(batch.inputs.token_ids.len() as u32 - 1);
+        batch.sampled.push(batch.seqs.len() as u32 - 1);
+        seq.num_pending += 1;
+        if seq.planned_len() == seq.max_len {
+            seq.is_returning = true;
+            self.num_returning += 1;
+        }
+    }
+}
+
+/// Appends a sequence whose `q_len` tokens are in the batch already.
+fn push_seq(batch: &mut Batch, step: &mut Step, seq: &mut Sequence, idx: SeqIdx, q_len: usize) {
+    seq.num_scheduled += q_len;
+    seq.num_in_flight += 1;
+    let is_sampled = seq.num_scheduled == seq.planned_len();
+    let (row, q_len, kv_len) = (seq.row, q_len as u32, seq.num_scheduled as u32);
+    batch.inputs.cu_q_lens.push(batch.inputs.token_ids.len() as u32);
+    batch.inputs.kv_lens.push(kv_len);
+    batch.inputs.seq_rows.push(row);
+    batch.seqs.push(BatchSeq { seq: idx, row, q_len, kv_len });
+    step.parts.push(Part { seq: idx, q_len, is_sampled });
 }

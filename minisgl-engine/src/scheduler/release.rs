@@ -82,7 +82,7 @@ impl Scheduler {
             seq.num_locked = 0;
         }
         seq.pages.drain(..).for_each(|page| self.pool.release(page));
-        (seq.num_scheduled, seq.num_committed, seq.num_published) = (0, 0, 0);
+        (seq.num_slots, seq.num_scheduled, seq.num_committed, seq.num_published) = (0, 0, 0, 0);
         self.free_rows.push(seq.row);
         seq.is_returning = false;
         self.num_returning -= 1;
@@ -94,7 +94,7 @@ impl Scheduler {
         if let Some(tree) = &mut self.tree {
             tree.unlock(std::mem::replace(&mut seq.node, crate::kv::RadixTree::ROOT));
         }
-        seq.num_locked = 0;
+        (seq.num_locked, seq.num_slots) = (0, 0);
         seq.pages.drain(..).for_each(|page| self.pool.release(page));
     }
 
@@ -110,6 +110,7 @@ impl Scheduler {
             }
         }
         seq.num_published = seq.num_published.max(num_pages);
+        seq.is_publishing = seq.num_published < seq.hashes.len();
     }
 
     fn remove(&mut self, idx: SeqIdx) {
