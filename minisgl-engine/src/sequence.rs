@@ -189,6 +189,12 @@ impl SeqStore {
         slots.filter_map(|(idx, seq)| Some((SeqIdx(idx as u32), seq.as_deref()?)))
     }
 
+    /// Slots, vacant or not: as many as there were sequences at a time.
+    #[cfg(test)]
+    pub(crate) fn num_slots(&self) -> usize {
+        self.slots.len()
+    }
+
     pub(crate) fn len(&self) -> usize {
         self.slots.len() - self.vacant.len()
     }
