@@ -220,17 +220,18 @@ impl RadixTree {
     pub fn evict(&mut self, num_pages: usize, pool: &mut PagePool) -> usize {
         let mut num_freed = 0;
         while num_freed < num_pages {
-            let Some(&(last_use, leaf)) = self.evictable.first() else { break };
+            let Some((last_use, leaf)) = self.evictable.pop_first() else { break };
             let entry = &mut self.nodes[leaf.idx()];
             let num_kept = entry.pages.len().saturating_sub(num_pages - num_freed);
             for page in entry.pages.drain(num_kept..) {
                 pool.release(page);
                 num_freed += 1;
             }
-            entry.tokens.truncate(num_kept * self.page_size);
             if num_kept == 0 {
-                self.evictable.remove(&(last_use, leaf));
                 self.remove(leaf);
+            } else {
+                entry.tokens.truncate(num_kept * self.page_size);
+                self.evictable.insert((last_use, leaf));
             }
         }
         self.num_pages -= num_freed;

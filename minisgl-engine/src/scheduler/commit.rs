@@ -1,9 +1,9 @@
 use minisgl_kernels::Samples;
 
-use super::{Scheduler, Update};
+use super::{Part, Scheduler, Update};
 use crate::batch::SeqIdx;
 use crate::request::FinishReason;
-use crate::sequence::Phase;
+use crate::sequence::{Phase, Sequence};
 
 impl Scheduler {
     /// Takes in the results of the oldest step in flight: `samples.tokens[i]` is the token of its `i`-th sample.
@@ -15,19 +15,28 @@ impl Scheduler {
         let step = self.in_flight.pop_front().expect("a step in flight to commit");
         let mut sample_idx = 0;
         let mut has_ended = false;
-        for part in &step.parts {
-            let seq = &mut self.seqs[part.seq];
+        for &Part { seq: idx, q_len, is_sampled } in &step.parts {
+            let seq = &mut self.seqs[idx];
             seq.num_in_flight -= 1;
-            seq.num_committed += part.q_len as usize;
-            if part.is_sampled {
-                seq.num_pending -= 1;
+            seq.num_committed += q_len as usize;
+            if is_sampled {
                 let token = samples.tokens[sample_idx];
+                seq.num_pending -= 1;
                 if seq.phase != Phase::Ended {
-                    has_ended |= self.take_token(part.seq, sample_idx, token, updates);
+                    let verdict = take_token(seq, token, &self.config.eos_token_ids);
+                    if matches!(verdict, Verdict::GoesOn | Verdict::Length) {
+                        self.totals.output_tokens += 1;
+                        updates.push(Update::Token { id: seq.id, token, sample_idx });
+                    }
+                    if verdict == Verdict::GoesOn && seq.phase == Phase::Running && !seq.is_publishing {
+                        sample_idx += 1;
+                        continue;
+                    }
+                    has_ended |= self.conclude(idx, verdict, updates);
                 }
                 sample_idx += 1;
             }
-            self.after_step(part.seq);
+            self.after_step(idx);
         }
         if has_ended {
             let Self { running, seqs, .. } = self;
@@ -36,29 +45,20 @@ impl Scheduler {
         self.spare_steps.push(step);
     }
 
-    /// Appends a sampled token to its sequence; returns whether that ended it.
-    fn take_token(&mut self, idx: SeqIdx, sample_idx: usize, token: u32, updates: &mut Vec<Update>) -> bool {
+    /// Ends a sequence if `verdict` says so; returns whether it does.
+    fn conclude(&mut self, idx: SeqIdx, verdict: Verdict, updates: &mut Vec<Update>) -> bool {
         let seq = &mut self.seqs[idx];
-        let id = seq.id;
-        if token == u32::MAX {
-            updates.push(Update::NotFinite { id, position: seq.tokens.len() });
-            // Its pages may hold what spoilt the logits: nothing more of it enters the cache.
-            seq.tokens.truncate(seq.num_locked * self.config.page_size);
-            self.end(idx);
-            return true;
-        }
-        debug_assert!((token as usize) < self.config.vocab, "token {token} is outside of the vocabulary");
-        seq.tokens.push(token);
-        let is_eos = !seq.ignore_eos && self.config.eos_token_ids.contains(&token);
-        let reason = if is_eos || seq.stop_token_ids.contains(&token) {
-            FinishReason::Stop
-        } else {
-            self.totals.output_tokens += 1;
-            updates.push(Update::Token { id, token, sample_idx });
-            if seq.tokens.len() < seq.max_len {
-                return false;
+        let reason = match verdict {
+            Verdict::GoesOn => return false,
+            Verdict::Stop => FinishReason::Stop,
+            Verdict::Length => FinishReason::Length,
+            Verdict::NotFinite => {
+                updates.push(Update::NotFinite { id: seq.id, position: seq.tokens.len() });
+                // Its pages may hold what spoilt the logits: nothing more of it enters the cache.
+                seq.tokens.truncate(seq.num_locked * self.config.page_size);
+                self.end(idx);
+                return true;
             }
-            FinishReason::Length
         };
         let (used, allowed) = (seq.tokens.len() - seq.num_prompt, seq.max_len - seq.num_prompt);
         self.output_share = (15 * self.output_share + used * 1024 / allowed + 8) / 16;
@@ -87,5 +87,30 @@ impl Scheduler {
         (seq.node, seq.num_locked) =
             tree.extend(seq.node, seq.num_locked, &seq.tokens, pages, &mut self.pool);
         self.no_longer_computing(idx, num_pages);
+    }
+}
+
+/// What a sampled token means for its sequence.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Verdict {
+    GoesOn,
+    Stop,
+    Length,
+    NotFinite,
+}
+
+/// Appends a sampled token to its sequence.
+fn take_token(seq: &mut Sequence, token: u32, eos_token_ids: &[u32]) -> Verdict {
+    if token == u32::MAX {
+        return Verdict::NotFinite;
+    }
+    seq.tokens.push(token);
+    let is_eos = !seq.ignore_eos && eos_token_ids.contains(&token);
+    if is_eos || seq.stop_token_ids.contains(&token) {
+        Verdict::Stop
+    } else if seq.tokens.len() == seq.max_len {
+        Verdict::Length
+    } else {
+        Verdict::GoesOn
     }
 }

@@ -67,7 +67,10 @@ pub fn config() -> SchedulerConfig {
 }
 
 pub fn request(token_ids: &[u32], max_tokens: usize) -> Request {
-    Request { token_ids: token_ids.to_vec(), params: RequestParams { max_tokens, ..RequestParams::default() } }
+    Request {
+        token_ids: token_ids.to_vec(),
+        params: RequestParams { max_tokens, ..RequestParams::default() },
+    }
 }
 
 /// The output that `request` must have, and why it ends: one token after the other, from its history alone.
@@ -277,7 +280,8 @@ impl Driver {
     fn note_updates(&mut self) {
         self.scheduler.check_invariants();
         for update in self.updates.drain(..) {
-            let (Update::Token { id, .. } | Update::Finished { id, .. } | Update::NotFinite { id, .. }) = update;
+            let (Update::Token { id, .. } | Update::Finished { id, .. } | Update::NotFinite { id, .. }) =
+                update;
             let outcome = self.outcomes.get_mut(&id).expect("an update for a known request");
             assert_eq!(outcome.end, None, "an update after the end: {update:?}");
             match update {
