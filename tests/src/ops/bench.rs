@@ -117,6 +117,7 @@ impl Workload {
 }
 
 type Run<B> = Box<dyn FnMut(&mut B) -> Result<()>>;
+type Prepare<B> = Box<dyn Fn(&mut B) -> Result<Run<B>>>;
 
 /// One op at one shape.
 pub struct BenchCase<B: Backend> {
@@ -126,7 +127,7 @@ pub struct BenchCase<B: Backend> {
     pub bytes: f64,
     /// Floating point operations, a multiply-add being two.
     pub flops: f64,
-    prepare: Box<dyn Fn(&mut B) -> Result<Run<B>>>,
+    prepare: Prepare<B>,
 }
 
 impl<B: Backend> BenchCase<B> {

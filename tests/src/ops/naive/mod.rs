@@ -1,110 +1,22 @@
 //! A backend that computes every op with the oracle, rounds as naively as the tolerances allow, and can be told
 //! to make one mistake: it shows that the checks accept a plain implementation and refuse each mistake.
 
+mod draw;
+mod fault;
+mod memory;
+
 use std::time::Duration;
 
-use half::{bf16, f16};
 use minisgl_kernels::{
     Activation, AttnSpec, Backend, DType, KernelError, KvLayer, MAX_LOGPROBS, Memory, PADDING, Result,
-    SampleBuf, SampleParams, Samples, SeqState, StepInputs, Tensor,
+    SampleBuf, Samples, SeqState, StepInputs, Tensor,
 };
 use minisgl_reference::{self as reference, Precision};
 
 use super::support::{Rng, encode, precision};
+use memory::{count, decode, fits, get, put, put_count, put_word, room, typed, words};
 
-/// A mistake to make.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[allow(missing_docs)]
-pub enum Fault {
-    LoadTruncates,
-    LoadFirstRow,
-    RandomIgnoresSeed,
-    PageUpdateLost,
-    CountResetKeepsOld,
-    CountPromptOffByOne,
-    PageCopyFirstLayerOnly,
-    EmbeddingHostTokenOnly,
-    EmbeddingExtraRow,
-    NormWithoutEps,
-    NormWritesSpareRow,
-    ResidualNotStored,
-    LinearDropsLastOfK,
-    LinearDropsBias,
-    LinearAccumulatesInOut,
-    LinearRoundsSums,
-    LinearDependsOnRows,
-    RopeInterleaved,
-    RopeNormAfter,
-    RopePositionOffByOne,
-    StorePadding,
-    StoreUnrotatedKey,
-    AttentionNotCausal,
-    AttentionWindowOffByOne,
-    AttentionWrongGroup,
-    AttentionReadsTail,
-    AttentionPageTable,
-    AttentionUnscaled,
-    SiluWithoutUp,
-    GeluForTanh,
-    GatherFirst,
-    SampleTieToHighest,
-    SampleDropsTies,
-    SampleTopPBeforeTopK,
-    SampleMinPBeforeTemperature,
-    SamplePenaltyOnPrompt,
-    SampleNoiseByRow,
-    SampleForgetsCount,
-    SampleForgetsLastToken,
-    SampleNanWins,
-    LogprobsAfterTemperature,
-}
-
-impl Fault {
-    /// Every fault and the op whose check must find it.
-    pub const ALL: [(Fault, &'static str); 41] = [
-        (Fault::LoadTruncates, "load_rows"),
-        (Fault::LoadFirstRow, "load_rows"),
-        (Fault::RandomIgnoresSeed, "fill_random"),
-        (Fault::PageUpdateLost, "begin_step"),
-        (Fault::CountResetKeepsOld, "begin_step"),
-        (Fault::CountPromptOffByOne, "begin_step"),
-        (Fault::PageCopyFirstLayerOnly, "begin_step"),
-        (Fault::EmbeddingHostTokenOnly, "embedding"),
-        (Fault::EmbeddingExtraRow, "embedding"),
-        (Fault::NormWithoutEps, "rms_norm"),
-        (Fault::NormWritesSpareRow, "rms_norm"),
-        (Fault::ResidualNotStored, "add_rms_norm"),
-        (Fault::LinearDropsLastOfK, "linear"),
-        (Fault::LinearDropsBias, "linear"),
-        (Fault::LinearAccumulatesInOut, "linear"),
-        (Fault::LinearRoundsSums, "linear"),
-        (Fault::LinearDependsOnRows, "linear"),
-        (Fault::RopeInterleaved, "rope_store_kv"),
-        (Fault::RopeNormAfter, "rope_store_kv"),
-        (Fault::RopePositionOffByOne, "rope_store_kv"),
-        (Fault::StorePadding, "rope_store_kv"),
-        (Fault::StoreUnrotatedKey, "rope_store_kv"),
-        (Fault::AttentionNotCausal, "attention"),
-        (Fault::AttentionWindowOffByOne, "attention"),
-        (Fault::AttentionWrongGroup, "attention"),
-        (Fault::AttentionReadsTail, "attention"),
-        (Fault::AttentionPageTable, "attention"),
-        (Fault::AttentionUnscaled, "attention"),
-        (Fault::SiluWithoutUp, "act_mul"),
-        (Fault::GeluForTanh, "act_mul"),
-        (Fault::GatherFirst, "gather_samples"),
-        (Fault::SampleTieToHighest, "sample"),
-        (Fault::SampleDropsTies, "sample"),
-        (Fault::SampleTopPBeforeTopK, "sample"),
-        (Fault::SampleMinPBeforeTemperature, "sample"),
-        (Fault::SamplePenaltyOnPrompt, "sample"),
-        (Fault::SampleNoiseByRow, "sample"),
-        (Fault::SampleForgetsCount, "sample"),
-        (Fault::SampleForgetsLastToken, "sample"),
-        (Fault::SampleNanWins, "sample"),
-        (Fault::LogprobsAfterTemperature, "sample"),
-    ];
-}
+pub use fault::Fault;
 
 /// The oracle as a backend.
 #[derive(Clone, Copy, Debug, Default)]
@@ -114,127 +26,12 @@ pub struct Naive {
 }
 
 impl Naive {
-    fn draw(
-        &self,
-        row: &[f64],
-        prompt: &[u32],
-        generated: &[u32],
-        sample: &SampleParams,
-        index: usize,
-    ) -> Option<u32> {
-        let mut params = reference::SampleParams {
-            temperature: sample.temperature.into(),
-            top_k: sample.top_k,
-            top_p: sample.top_p.into(),
-            min_p: sample.min_p.into(),
-            presence_penalty: sample.presence_penalty.into(),
-            frequency_penalty: sample.frequency_penalty.into(),
-            repetition_penalty: sample.repetition_penalty.into(),
-            seed: sample.seed,
-            position: sample.position,
-        };
-        if self.has(Fault::SampleNanWins) && row.iter().any(|x| x.is_nan()) {
-            return row.iter().position(|x| x.is_nan()).map(|i| i as u32);
-        }
-        if self.has(Fault::SampleNoiseByRow) {
-            params.seed ^= index as u64;
-        }
-        let mut generated = generated.to_vec();
-        if self.has(Fault::SamplePenaltyOnPrompt) {
-            generated.extend(prompt);
-        }
-        let logits = reference::penalized_logits(row, prompt, &generated, &params);
-        if params.is_greedy() && self.has(Fault::SampleTieToHighest) {
-            let best = reference::argmax(&logits)? as usize;
-            return logits.iter().rposition(|&x| x == logits[best]).map(|i| i as u32);
-        }
-        if params.is_greedy() {
-            return reference::argmax(&logits);
-        }
-        let off = reference::SampleParams { top_k: -1, top_p: 1.0, min_p: 0.0, ..params };
-        let mut sets = vec![reference::kept(&logits, &params, 0.0)];
-        if self.has(Fault::SampleTopPBeforeTopK) {
-            sets = vec![
-                reference::kept(&logits, &reference::SampleParams { top_k: params.top_k, ..off }, 0.0),
-                reference::kept(&logits, &reference::SampleParams { top_p: params.top_p, ..off }, 0.0),
-                reference::kept(&logits, &reference::SampleParams { min_p: params.min_p, ..off }, 0.0),
-            ];
-        }
-        if self.has(Fault::SampleMinPBeforeTemperature) {
-            let cold = reference::SampleParams { min_p: params.min_p, temperature: 1.0, ..off };
-            let rest = reference::SampleParams { min_p: 0.0, ..params };
-            sets = vec![reference::kept(&logits, &rest, 0.0), reference::kept(&logits, &cold, 0.0)];
-        }
-        if self.has(Fault::SampleDropsTies) && params.top_k > 0 {
-            let mut order: Vec<usize> = (0..logits.len()).collect();
-            order.sort_by(|&a, &b| logits[b].total_cmp(&logits[a]));
-            let mut first = vec![false; logits.len()];
-            order.iter().take(params.top_k as usize).for_each(|&t| first[t] = true);
-            sets.push(first);
-        }
-        let mut scores = reference::scores(&logits, &params);
-        for (token, score) in scores.iter_mut().enumerate() {
-            if !sets.iter().all(|set| set[token]) {
-                *score = f64::NEG_INFINITY;
-            }
-        }
-        reference::argmax(&scores)
-    }
-
     fn has(&self, fault: Fault) -> bool {
         self.fault == Some(fault)
     }
 }
 
-fn get(tensor: &Tensor<Vec<u8>>, rows: usize) -> Vec<f64> {
-    let bytes = &tensor.buf[..rows * tensor.cols * tensor.dtype.size_bytes()];
-    decode(tensor.dtype, bytes)
-}
-
-fn decode(dtype: DType, bytes: &[u8]) -> Vec<f64> {
-    let element = |b: &[u8]| match dtype {
-        DType::BF16 => bf16::from_le_bytes([b[0], b[1]]).to_f64(),
-        DType::F16 => f16::from_le_bytes([b[0], b[1]]).to_f64(),
-        DType::F32 => f64::from(f32::from_le_bytes([b[0], b[1], b[2], b[3]])),
-    };
-    bytes.chunks_exact(dtype.size_bytes()).map(element).collect()
-}
-
-fn put(tensor: &mut Tensor<Vec<u8>>, first_row: usize, values: &[f64]) {
-    let first = first_row * tensor.cols * tensor.dtype.size_bytes();
-    let bytes = encode(tensor.dtype, values);
-    tensor.buf[first..first + bytes.len()].copy_from_slice(&bytes);
-}
-
-fn words(buf: &[u8]) -> Vec<u32> {
-    buf.chunks_exact(4).map(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect()
-}
-
-fn put_word(buf: &mut [u8], index: usize, word: u32) {
-    buf[index * 4..index * 4 + 4].copy_from_slice(&word.to_le_bytes());
-}
-
-fn count(buf: &[u8], index: usize) -> u16 {
-    u16::from_le_bytes([buf[index * 2], buf[index * 2 + 1]])
-}
-
-fn put_count(buf: &mut [u8], index: usize, count: u16) {
-    buf[index * 2..index * 2 + 2].copy_from_slice(&count.to_le_bytes());
-}
-
-fn fits(op: &'static str, what: &'static str, expected: usize, found: usize) -> Result<()> {
-    if expected == found { Ok(()) } else { Err(KernelError::Shape { op, what, expected, found }) }
-}
-
-fn room(op: &'static str, what: &'static str, needed: usize, found: usize) -> Result<()> {
-    if needed <= found { Ok(()) } else { Err(KernelError::Shape { op, what, expected: needed, found }) }
-}
-
-fn typed(op: &'static str, what: &'static str, expected: DType, found: DType) -> Result<()> {
-    if expected == found { Ok(()) } else { Err(KernelError::DType { op, what, expected, found }) }
-}
-
-/// The inputs of a step, and how much fits.
+/// The inputs of a step.
 #[derive(Debug)]
 pub struct NaiveInputs {
     step: StepInputs,
@@ -443,7 +240,7 @@ impl Backend for Naive {
         if self.has(Fault::LinearDropsLastOfK) {
             w.chunks_exact_mut(k).for_each(|row| row[k - 1] = 0.0);
         }
-        if self.has(Fault::LinearDependsOnRows) && rows % 2 == 0 {
+        if self.has(Fault::LinearDependsOnRows) && rows.is_multiple_of(2) {
             x_values.chunks_exact_mut(k).for_each(<[f64]>::reverse);
             w.chunks_exact_mut(k).for_each(<[f64]>::reverse);
         }
@@ -570,7 +367,7 @@ impl Backend for Naive {
                     let seen = if self.has(Fault::AttentionNotCausal) { kv_len } else { causal };
                     let mut result =
                         reference::attention(query, &keys[..seen * d], &values[..seen * d], &one_head, p);
-                    if self.has(Fault::AttentionReadsTail) && kv_len % spec.page_size != 0 {
+                    if self.has(Fault::AttentionReadsTail) && !kv_len.is_multiple_of(spec.page_size) {
                         let masked = gather(&v, kv_len, kv_len + 1);
                         result.iter_mut().zip(masked).for_each(|(result, v)| *result += 0.0 * v);
                     }
