@@ -33,7 +33,7 @@ use std::sync::Mutex;
 
 use crate::{KernelError, Result};
 use pool::Pool;
-use scratch::Scratch;
+use scratch::{Scratch, ThreadScratch};
 use simd::DetectedIsa;
 
 /// How to set up the CPU backend.
@@ -49,8 +49,8 @@ pub struct CpuOptions {
 pub struct Cpu {
     pool: Pool,
     isa: DetectedIsa,
-    /// Working memory of each thread. A thread locks its own only, so no lock is ever waited for.
-    thread_scratch: Box<[Mutex<Scratch>]>,
+    /// Working memory of each thread.
+    thread_scratch: Box<[Mutex<ThreadScratch>]>,
     /// Packed activations of the `linear` call that runs.
     packed: Scratch,
 }
@@ -88,7 +88,7 @@ impl Cpu {
         Ok(Self {
             pool,
             isa: detected,
-            thread_scratch: (0..num_threads).map(|_| Mutex::new(Scratch::default())).collect(),
+            thread_scratch: (0..num_threads).map(|_| Mutex::new(ThreadScratch::default())).collect(),
             packed: Scratch::default(),
         })
     }

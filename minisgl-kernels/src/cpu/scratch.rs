@@ -26,7 +26,16 @@ impl Scratch {
     }
 }
 
+/// What one thread works in. A thread locks its own only, so no lock is ever waited for.
+#[derive(Default)]
+pub(crate) struct ThreadScratch {
+    /// Of an inner kernel.
+    pub(crate) work: Scratch,
+    /// Of the code around it.
+    pub(crate) results: Scratch,
+}
+
 /// Locks a thread's scratch. Its contents are unspecified, so a panic under the lock leaves nothing broken.
-pub(crate) fn lock(scratch: &Mutex<Scratch>) -> MutexGuard<'_, Scratch> {
+pub(crate) fn lock(scratch: &Mutex<ThreadScratch>) -> MutexGuard<'_, ThreadScratch> {
     scratch.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -90,7 +90,7 @@ pub(super) fn attention(
                 pages,
                 out,
             };
-            dispatch(isa, Run { task, scratch: &mut scratch });
+            dispatch(isa, Run { task, scratch: &mut scratch.work });
         };
         if plan.work < MIN_PARALLEL_WORK {
             (0..num_tasks).for_each(|task| run_task(0, task));

@@ -117,15 +117,7 @@ impl<E: Element> Kernel for Run<'_, E> {
             let slots = slots(&task.pages, tile, valid);
             gather_keys(s, &keys, &slots, work.keys);
             gather_values(s, &values, &slots, padded, work.values);
-            let mut row = 0;
-            while row < rows {
-                row += match rows - row {
-                    ROWS.. if S::WIDE => work.rows::<S, ROWS>(s, &sizes, row, start),
-                    4.. if S::WIDE => work.rows::<S, 4>(s, &sizes, row, start),
-                    2.. => work.rows::<S, 2>(s, &sizes, row, start),
-                    _ => work.rows::<S, 1>(s, &sizes, row, start),
-                };
-            }
+            s.call(Tile { work: &mut work, sizes: &sizes, start });
         }
         task.store(s, &sizes, &work);
     }
@@ -167,24 +159,51 @@ impl<E: Element> Task<'_, E> {
     }
 }
 
-impl Work<'_> {
-    /// Adds the tile that starts at `start` to `M` rows; returns `M`.
+/// The tile that starts at position `start`, gathered, against all rows. Knows no element type: it is compiled
+/// once for each instruction set.
+struct Tile<'t, 'w> {
+    work: &'t mut Work<'w>,
+    sizes: &'t Sizes,
+    start: usize,
+}
+
+impl Kernel for Tile<'_, '_> {
+    type Output = ();
     #[inline(always)]
-    fn rows<S: Simd, const M: usize>(&mut self, s: S, sizes: &Sizes, first: usize, start: usize) -> usize {
-        let Sizes { head_dim, padded, .. } = *sizes;
-        let seen: [Range<usize>; M] = std::array::from_fn(|r| sizes.seen_in_tile(first + r, start));
+    fn run<S: Simd>(mut self, s: S) {
+        let rows = self.sizes.rows;
+        let mut row = 0;
+        while row < rows {
+            row += match rows - row {
+                ROWS.. if S::WIDE => self.rows::<S, ROWS>(s, row),
+                4.. if S::WIDE => self.rows::<S, 4>(s, row),
+                2.. => self.rows::<S, 2>(s, row),
+                _ => self.rows::<S, 1>(s, row),
+            };
+        }
+    }
+}
+
+impl Tile<'_, '_> {
+    /// Adds the tile to `M` rows from `first` on; returns `M`.
+    #[inline(always)]
+    fn rows<S: Simd, const M: usize>(&mut self, s: S, first: usize) -> usize {
+        let Sizes { head_dim, padded, .. } = *self.sizes;
+        let seen: [Range<usize>; M] = std::array::from_fn(|r| self.sizes.seen_in_tile(first + r, self.start));
         if seen.iter().all(Range::is_empty) {
             return M;
         }
-        let queries = &self.queries[first * head_dim..(first + M) * head_dim];
-        let sums = &mut self.sums[first * padded..(first + M) * padded];
-        score::<S, M>(s, queries, head_dim, self.keys, self.scores);
-        let (scores, _) = self.scores.as_chunks_mut::<TILE>();
+        let work = &mut *self.work;
+        let queries = &work.queries[first * head_dim..(first + M) * head_dim];
+        let sums = &mut work.sums[first * padded..(first + M) * padded];
+        let values = &*work.values;
+        score::<S, M>(s, queries, head_dim, work.keys, work.scores);
+        let (scores, _) = work.scores.as_chunks_mut::<TILE>();
         for r in 0..M {
             if seen[r].is_empty() {
                 continue;
             }
-            let factor = update(s, &mut scores[r], seen[r].clone(), &mut self.running[first + r]);
+            let factor = update(s, &mut scores[r], seen[r].clone(), &mut work.running[first + r]);
             if factor != 1.0 {
                 for sum in sums[r * padded..(r + 1) * padded].as_chunks_mut::<LANES>().0 {
                     s.store_f32(s.mul(s.load_f32(sum), s.splat(factor)), sum);
@@ -194,21 +213,36 @@ impl Work<'_> {
         // Positions that every row sees are added to all rows at once; those before and after, at the edge of a
         // window and at the diagonal, to the rows that see them. A value that a row does not see is not even
         // multiplied by 0, or a NaN in a later token would reach it.
-        let common =
-            seen.iter().map(|r| r.start).max().unwrap_or(0)..seen.iter().map(|r| r.end).min().unwrap_or(0);
-        let scores = scores.as_flattened();
-        for r in 0..M {
-            let before = if common.is_empty() { seen[r].clone() } else { seen[r].start..common.start };
-            accumulate::<S, 1>(s, &scores[r * TILE..], self.values, padded, before, &mut sums[r * padded..]);
+        let start = seen.iter().map(|seen| seen.start).max().unwrap_or(0);
+        let end = seen.iter().map(|seen| seen.end).min().unwrap_or(0).max(start);
+        let rows = scores.iter().zip(sums.chunks_exact_mut(padded)).zip(&seen);
+        for ((scores, sums), seen) in rows {
+            let range = seen.start..seen.end.min(start);
+            s.call(AccumulateRow { probabilities: scores, values, padded, range, sums });
         }
-        if common.is_empty() {
-            return M;
-        }
-        accumulate::<S, M>(s, scores, self.values, padded, common.clone(), sums);
-        for r in 0..M {
-            let after = common.end..seen[r].end;
-            accumulate::<S, 1>(s, &scores[r * TILE..], self.values, padded, after, &mut sums[r * padded..]);
+        accumulate::<S, M>(s, scores.as_flattened(), values, padded, start..end, sums);
+        let rows = scores.iter().zip(sums.chunks_exact_mut(padded)).zip(&seen);
+        for ((scores, sums), seen) in rows {
+            let range = seen.start.max(end)..seen.end;
+            s.call(AccumulateRow { probabilities: scores, values, padded, range, sums });
         }
         M
+    }
+}
+
+/// [`accumulate`] of one row.
+struct AccumulateRow<'a> {
+    probabilities: &'a [f32],
+    values: &'a [f32],
+    padded: usize,
+    range: Range<usize>,
+    sums: &'a mut [f32],
+}
+
+impl Kernel for AccumulateRow<'_> {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        accumulate::<S, 1>(s, self.probabilities, self.values, self.padded, self.range, self.sums);
     }
 }

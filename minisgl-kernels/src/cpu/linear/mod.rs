@@ -14,25 +14,35 @@ mod panel;
 mod tile;
 
 use std::marker::PhantomData;
+use std::ops::Range;
 
 use half::bf16;
 
 use super::buf::Buf;
 use super::check::{Disjoint, dtype, equal, names, rows, rows_mut};
-use super::scratch::{Scratch, lock};
+use super::scratch::{Scratch, ThreadScratch, lock};
 use super::simd::{
     Element, Kernel, KernelBf16, LANES, Simd, SimdBf16, dispatch, dispatch_bf16, load_any, store_any,
 };
 use super::{Cpu, with_element};
-use crate::{DType, Result, Tensor};
+use crate::{DType, KernelError, Result, Tensor};
 use dot::{DotF32, DotPairs};
 use pack::{Layout, Pack};
-use panel::Panel;
+use panel::{Panel, SUMS_LEN, group_rows};
 
 const OP: &str = "linear";
 
 /// Multiplications that one thread does in the time that it takes to wake another.
 const MIN_PRODUCTS_PER_THREAD: usize = 1 << 15;
+
+/// Weights of a panel, so that in f32 they take 512 KiB of the second-level cache,
+const PANEL_LEN: usize = 1 << 17;
+
+/// or more where there are few rows: then the weights are not kept, and the results are what takes room.
+const PANEL_LEN_OUT: usize = 1 << 12;
+
+/// Columns of a panel at most.
+const MAX_PANEL: usize = 256;
 
 pub(super) fn linear(
     cpu: &mut Cpu,
@@ -48,6 +58,12 @@ pub(super) fn linear(
     }
     equal(OP, "out.cols", weight.rows, out.cols)?;
     let (n, k, x_dtype) = (weight.rows, weight.cols, x.dtype);
+    if k == 0 {
+        return Err(KernelError::Shape { op: OP, what: "x.cols", expected: 1, found: 0 });
+    }
+    if num_rows == 0 || n == 0 {
+        return Ok(());
+    }
     with_element!(x.dtype, E => {
         let x = rows::<E>(names!(OP, "x"), x, num_rows, k)?;
         let weight = rows::<E>(names!(OP, "weight"), weight, n, k)?;
@@ -81,59 +97,66 @@ struct Call<'a, E> {
 
 impl<E: Element> Call<'_, E> {
     fn run<O: Element>(self, cpu: &mut Cpu, out: &mut [O]) {
-        if out.is_empty() {
-            return;
-        }
         // Taken out so that the rest of `cpu` can be shared with the threads meanwhile.
         let mut packed = std::mem::take(&mut cpu.packed);
-        let (out, isa) = (Disjoint::new(out), cpu.isa);
-        match self.as_bf16() {
-            Some(call) if cpu.isa.has_bf16_dot() => {
-                let layout = Layout { rows: self.rows, k: self.k, group: 6, step: 2 * LANES };
-                let x = pack::<bf16, bf16>(cpu, call.x, layout, packed.get(layout.len()));
-                call.for_panels(cpu, &|weight, first_col, scratch| {
-                    let sums = scratch.get(panel::SUMS_LEN);
-                    let panel = Panel { x, layout, weight, bias: call.bias, out, n: self.n, first_col, sums };
-                    // The match above found the dot product.
-                    let _ = dispatch_bf16(isa, PanelOfPairs(panel));
+        let (out, isa, rows, k) = (Disjoint::new(out), cpu.isa, self.rows, self.k);
+        match (E::as_bf16(self.x), E::as_bf16(self.weight)) {
+            (Some(x), Some(weight)) if isa.has_bf16_dot() => {
+                let layout = Layout { rows, k, group: group_rows(true), step: 2 * LANES };
+                let x = pack::<bf16, bf16>(cpu, x, layout, packed.get(layout.len()));
+                self.for_panels(cpu, out, &|cols, out, scratch| {
+                    let weight = &weight[cols.start * k..cols.end * k];
+                    let sums = scratch.get(SUMS_LEN);
+                    // The guard above found the dot product.
+                    let _ = dispatch_bf16(isa, PanelOfPairs(Panel { x, layout, weight, out, sums }));
                 });
             }
             _ => {
-                let group = if cpu.isa.is_wide() { 6 } else { 3 };
-                let layout = Layout { rows: self.rows, k: self.k, group, step: LANES };
+                let layout = Layout { rows, k, group: group_rows(isa.is_wide()), step: LANES };
                 let x = pack::<E, f32>(cpu, self.x, layout, packed.get(layout.len()));
-                self.for_panels(cpu, &|weight, first_col, scratch| {
-                    let call = Panel {
-                        x,
-                        layout,
-                        weight,
-                        bias: self.bias,
-                        out,
-                        n: self.n,
-                        first_col,
-                        sums: &mut [],
-                    };
-                    dispatch(isa, PanelOfF32 { panel: call, scratch });
+                self.for_panels(cpu, out, &|cols, out, scratch| {
+                    let weight = &self.weight[cols.start * k..cols.end * k];
+                    // Weights of 16 bits that meet several groups of rows are converted once for all of them.
+                    if size_of::<E>() == size_of::<f32>() || layout.num_groups() <= 2 {
+                        let sums = scratch.get(SUMS_LEN);
+                        dispatch(isa, PanelOfF32(Panel { x, layout, weight, out, sums }));
+                    } else {
+                        let (sums, converted) = scratch.get(SUMS_LEN + weight.len()).split_at_mut(SUMS_LEN);
+                        dispatch(isa, Widen { src: weight, dst: converted });
+                        dispatch(isa, PanelOfF32(Panel { x, layout, weight: &*converted, out, sums }));
+                    }
                 });
             }
         }
         cpu.packed = packed;
     }
 
-    /// The same call, if its elements are bf16.
-    fn as_bf16(&self) -> Option<Call<'_, bf16>> {
-        let (x, weight) = (E::as_bf16(self.x)?, E::as_bf16(self.weight)?);
-        Some(Call { x, weight, bias: self.bias.and_then(E::as_bf16), rows: self.rows, n: self.n, k: self.k })
-    }
-
-    /// Calls `body(weight rows, first column, working memory)` for panels that together are all weights.
-    fn for_panels(&self, cpu: &Cpu, body: &(dyn Fn(&[E], usize, &mut Scratch) + Sync)) {
-        let products = self.rows * self.k;
-        let grain = MIN_PRODUCTS_PER_THREAD.div_ceil(products.max(1)).next_multiple_of(tile::NR);
+    /// Calls `body(columns, results, working memory)` for panels that together are all columns, where `body` fills
+    /// the results, `[rows, columns]`, which then go to `out` with the bias.
+    fn for_panels<O: Element>(
+        &self,
+        cpu: &Cpu,
+        out: Disjoint<'_, O>,
+        body: &(dyn Fn(Range<usize>, &mut [f32], &mut Scratch) + Sync),
+    ) {
+        let (isa, rows, n) = (cpu.isa, self.rows, self.n);
+        let grain = MIN_PRODUCTS_PER_THREAD.div_ceil(rows * self.k).next_multiple_of(4);
+        let most = (PANEL_LEN / self.k).max(PANEL_LEN_OUT / rows).clamp(4, MAX_PANEL) / 4 * 4;
         let scratch = &cpu.thread_scratch;
-        cpu.pool.for_chunks(self.n, grain, &|thread, range| {
+        cpu.pool.for_chunks(n, grain, &|thread, range| {
             let mut scratch = lock(&scratch[thread]);
-            body(&self.weight[range.start * self.k..range.end * self.k], range.start, &mut scratch);
+            let ThreadScratch { results, work } = &mut *scratch;
+            for start in range.clone().step_by(most) {
+                let cols = start..range.end.min(start + most);
+                let results = results.get(rows * cols.len());
+                body(cols.clone(), results, work);
+                for (row, results) in results.chunks_exact(cols.len()).enumerate() {
+                    // SAFETY: a column belongs to one panel, and a panel to one thread.
+                    let out = unsafe { out.get(row * n + cols.start, cols.len()) };
+                    let bias = self.bias.map(|bias| &bias[cols.clone()]);
+                    dispatch(isa, Finish { results, bias, out });
+                }
+            }
         });
     }
 }
@@ -146,46 +169,58 @@ fn pack<'a, E: Element, X: Element>(cpu: &Cpu, x: &[E], layout: Layout, packed: 
     packed
 }
 
-struct PanelOfPairs<'a, O>(Panel<'a, bf16, bf16, bf16, O>);
+struct PanelOfPairs<'a>(Panel<'a, bf16, bf16>);
 
-impl<O: Element> KernelBf16 for PanelOfPairs<'_, O> {
+impl KernelBf16 for PanelOfPairs<'_> {
     #[inline(always)]
     fn run<S: SimdBf16>(self, s: S) {
         self.0.run(DotPairs(s));
     }
 }
 
-/// Weights converted to f32 at a time, in elements: 512 KiB.
-const CONVERTED: usize = 1 << 17;
+struct PanelOfF32<'a, W>(Panel<'a, f32, W>);
 
-struct PanelOfF32<'a, E, O> {
-    /// Without its sums.
-    panel: Panel<'a, f32, E, E, O>,
-    scratch: &'a mut Scratch,
-}
-
-impl<E: Element, O: Element> Kernel for PanelOfF32<'_, E, O> {
+impl<W: Element> Kernel for PanelOfF32<'_, W> {
     type Output = ();
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let Panel { x, layout, weight, bias, out, n, first_col, .. } = self.panel;
-        // Weights of 16 bits that meet several groups of rows are converted once for all of them.
-        if size_of::<E>() == size_of::<f32>() || layout.num_groups() <= 2 {
-            let sums = self.scratch.get(panel::SUMS_LEN);
-            return Panel { x, layout, weight, bias, out, n, first_col, sums }
-                .run(DotF32(s, PhantomData::<E>));
+        self.0.run(DotF32(s, PhantomData::<W>));
+    }
+}
+
+/// Conversion to f32.
+struct Widen<'a, E> {
+    src: &'a [E],
+    dst: &'a mut [f32],
+}
+
+impl<E: Element> Kernel for Widen<'_, E> {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        for (src, dst) in self.src.chunks(LANES).zip(self.dst.chunks_mut(LANES)) {
+            store_any(s, load_any(s, src), dst);
         }
-        let cols = (CONVERTED / layout.k).max(tile::NR);
-        let (sums, converted) =
-            self.scratch.get(panel::SUMS_LEN + cols * layout.k).split_at_mut(panel::SUMS_LEN);
-        for (i, weight) in weight.chunks(cols * layout.k).enumerate() {
-            for (src, dst) in weight.chunks(LANES).zip(converted.chunks_mut(LANES)) {
-                store_any(s, load_any(s, src), &mut dst[..src.len()]);
+    }
+}
+
+/// Some columns of one row: bias and conversion.
+struct Finish<'a, E, O> {
+    results: &'a [f32],
+    bias: Option<&'a [E]>,
+    out: &'a mut [O],
+}
+
+impl<E: Element, O: Element> Kernel for Finish<'_, E, O> {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        for (i, (result, out)) in self.results.chunks(LANES).zip(self.out.chunks_mut(LANES)).enumerate() {
+            let mut x = load_any(s, result);
+            if let Some(bias) = self.bias {
+                x = s.add(x, load_any(s, &bias[i * LANES..][..out.len()]));
             }
-            let weight = &converted[..weight.len()];
-            let first_col = first_col + i * cols;
-            let panel = Panel { x, layout, weight, bias, out, n, first_col, sums: &mut *sums };
-            panel.run(DotF32(s, PhantomData::<f32>));
+            store_any(s, x, out);
         }
     }
 }

@@ -4,8 +4,7 @@ use std::ops::Range;
 
 use super::dot::{Dot, F};
 use super::pack::Layout;
-use super::tile::{NR, Weights, accumulate};
-use crate::cpu::check::Disjoint;
+use super::tile::{Weights, accumulate};
 use crate::cpu::simd::{Element, LANES, Simd};
 
 /// Bytes of K of one packed row that a tile runs through before the next tile starts: 6 packed rows of that
@@ -25,21 +24,23 @@ const GROUPS_WITH_SUMS: usize = 64;
 /// Bytes ahead of the loads that weights are prefetched when they stream from memory.
 const PREFETCH_BYTES: usize = 1024;
 
+/// Rows of a tile: 6 rows by 4 weight rows are 24 accumulators of 32 registers, 3 by 2, of two registers each, 12
+/// of 16.
+pub(super) const fn group_rows(wide: bool) -> usize {
+    if wide { 6 } else { 3 }
+}
+
 /// f32 of working memory that a panel needs.
 pub(super) const SUMS_LEN: usize = GROUPS_WITH_SUMS * 6 * PANEL_WITH_SUMS * LANES;
 
 /// All rows against some rows of weights.
-pub(super) struct Panel<'a, X, W, B, O> {
+pub(super) struct Panel<'a, X, W> {
     pub(super) x: &'a [X],
     pub(super) layout: Layout,
     /// Whole rows of K elements.
     pub(super) weight: &'a [W],
-    pub(super) bias: Option<&'a [B]>,
-    pub(super) out: Disjoint<'a, O>,
-    /// Columns of `out`.
-    pub(super) n: usize,
-    /// The column of `out` that belongs to the first row of `weight`.
-    pub(super) first_col: usize,
+    /// `[rows, weight rows]`.
+    pub(super) out: &'a mut [f32],
     /// [`SUMS_LEN`] elements.
     pub(super) sums: &'a mut [f32],
 }
@@ -55,7 +56,7 @@ struct Block {
     is_last: bool,
 }
 
-impl<X: Element, W: Element, B: Element, O: Element> Panel<'_, X, W, B, O> {
+impl<X: Element, W: Element> Panel<'_, X, W> {
     /// Computes every output of the panel.
     #[inline(always)]
     pub(super) fn run<D: Dot<X = X, W = W>>(mut self, d: D) {
@@ -95,30 +96,45 @@ impl<X: Element, W: Element, B: Element, O: Element> Panel<'_, X, W, B, O> {
         let mut sums = 0;
         for group in groups {
             let mut col = cols.start;
+            let rows = self.layout.group_rows(group);
             while col < cols.end {
-                let wide = cols.end - col >= NR;
-                let rows = self.layout.group_rows(group);
-                match (rows, wide) {
-                    (1, true) => self.tile::<D, 1, NR>(d, group, col, block, sums),
-                    (2, true) => self.tile::<D, 2, NR>(d, group, col, block, sums),
-                    (3, true) => self.tile::<D, 3, NR>(d, group, col, block, sums),
-                    (4, true) => self.tile::<D, 4, NR>(d, group, col, block, sums),
-                    (5, true) => self.tile::<D, 5, NR>(d, group, col, block, sums),
-                    (_, true) => self.tile::<D, 6, NR>(d, group, col, block, sums),
-                    (1, false) => self.tile::<D, 1, 1>(d, group, col, block, sums),
-                    (2, false) => self.tile::<D, 2, 1>(d, group, col, block, sums),
-                    (3, false) => self.tile::<D, 3, 1>(d, group, col, block, sums),
-                    (4, false) => self.tile::<D, 4, 1>(d, group, col, block, sums),
-                    (5, false) => self.tile::<D, 5, 1>(d, group, col, block, sums),
-                    (_, false) => self.tile::<D, 6, 1>(d, group, col, block, sums),
-                }
-                let n = if wide { NR } else { 1 };
+                let left = cols.end - col;
+                let n = if D::S::WIDE && left >= 4 {
+                    self.rows::<D, 4>(d, rows, group, col, block, sums)
+                } else if !D::S::WIDE && left >= 2 {
+                    self.rows::<D, 2>(d, rows, group, col, block, sums)
+                } else {
+                    self.rows::<D, 1>(d, rows, group, col, block, sums)
+                };
                 if !(block.is_first && block.is_last) {
                     sums += rows * n * LANES;
                 }
                 col += n;
             }
         }
+    }
+
+    /// A tile of `rows` rows; returns `N`.
+    #[inline(always)]
+    fn rows<D: Dot<X = X, W = W>, const N: usize>(
+        &mut self,
+        d: D,
+        rows: usize,
+        group: usize,
+        col: usize,
+        block: Block,
+        sums: usize,
+    ) -> usize {
+        match rows {
+            1 => self.tile::<D, 1, N>(d, group, col, block, sums),
+            2 => self.tile::<D, 2, N>(d, group, col, block, sums),
+            3 => self.tile::<D, 3, N>(d, group, col, block, sums),
+            4 if D::S::WIDE => self.tile::<D, 4, N>(d, group, col, block, sums),
+            5 if D::S::WIDE => self.tile::<D, 5, N>(d, group, col, block, sums),
+            6 if D::S::WIDE => self.tile::<D, 6, N>(d, group, col, block, sums),
+            _ => unreachable!("groups have at most {} rows", group_rows(D::S::WIDE)),
+        }
+        N
     }
 
     /// One tile of `M` rows and `N` weight rows; its sums, if kept, are at `sums`.
@@ -173,30 +189,24 @@ impl<X: Element, W: Element, B: Element, O: Element> Panel<'_, X, W, B, O> {
 
     #[inline(always)]
     fn finish<D: Dot<X = X, W = W>, const M: usize, const N: usize>(
-        &self,
+        &mut self,
         d: D,
         group: usize,
         col: usize,
         acc: [[F<D>; N]; M],
     ) {
         let s = d.simd();
-        let col = self.first_col + col;
+        let n = self.weight.len() / self.layout.k;
         for i in 0..M {
             let row = group * self.layout.group + i;
-            // SAFETY: an output element belongs to one row of weights, and a row of weights to one thread.
-            let out = unsafe { self.out.get(row * self.n + col, N) };
-            let mut totals = [0.0; N];
-            match (acc[i].first_chunk::<4>(), totals.first_chunk_mut::<4>()) {
-                (Some(acc), Some(totals)) => *totals = s.reduce_add4(*acc),
+            let out = &mut self.out[row * n + col..][..N];
+            match (acc[i].first_chunk::<4>(), out.first_chunk_mut::<4>()) {
+                (Some(acc), Some(out)) => *out = s.reduce_add4(*acc),
                 _ => {
                     for j in 0..N {
-                        totals[j] = s.reduce_add(acc[i][j]);
+                        out[j] = s.reduce_add(acc[i][j]);
                     }
                 }
-            }
-            for j in 0..N {
-                let bias = self.bias.map_or(0.0, |bias| bias[col + j].to_f32());
-                out[j] = O::from_f32(totals[j] + bias);
             }
         }
     }

@@ -3,9 +3,6 @@
 use super::dot::{Dot, F};
 use crate::cpu::simd::{Element, Simd};
 
-/// Rows of weights in a tile.
-pub(super) const NR: usize = 4;
-
 /// Weights that a tile reads: `rows` rows, `stride` elements apart.
 #[derive(Clone, Copy)]
 pub(super) struct Weights<W> {

@@ -11,11 +11,14 @@ pub(super) fn log_sum_exp<S: Simd>(s: S, x: &[f32], weights: &mut [f32]) -> f64 
     f64::from(max) + weigh(s, x, max, f32::MIN, weights).ln()
 }
 
+/// No tokens.
+pub(super) const NONE: [(u32, f32); MAX_LOGPROBS] = [(u32::MAX, f32::NEG_INFINITY); MAX_LOGPROBS];
+
 /// The `count` largest elements, largest first, ties to the lowest index; entries that do not exist are
 /// `(u32::MAX, -infinity)`.
 #[inline(always)]
 pub(super) fn top<S: Simd>(s: S, x: &[f32], count: usize) -> [(u32, f32); MAX_LOGPROBS] {
-    let mut top = [(u32::MAX, f32::NEG_INFINITY); MAX_LOGPROBS];
+    let mut top = NONE;
     if count == 0 {
         return top;
     }

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use super::buf::Buf;
 use super::check::{Disjoint, equal, names, numbers, numbers_mut, rows};
 use super::inputs::{PROMPT_BIT, count_token};
-use super::scratch::{Scratch, lock};
+use super::scratch::lock;
 use super::simd::{Element, Kernel, Simd, dispatch};
 use super::{Cpu, CpuInputs, check, with_element};
 use crate::{KernelError, MAX_LOGPROBS, PADDING, Result, SampleBuf, SampleParams, SeqState, Tensor};
@@ -53,18 +53,29 @@ pub(super) fn sample(
                 let logits = &logits[i * vocab..(i + 1) * vocab];
                 let counts = params.has_penalties().then(|| &counts[params.seq_row as usize * vocab..][..vocab]);
                 let mut scratch = lock(&thread_scratch[thread]);
-                let drawn = dispatch(isa, Draw { logits, params, counts, scratch: &mut scratch });
+                let (x, weights) = scratch.work.get(2 * vocab).split_at_mut(vocab);
+                let any_finite = dispatch(isa, LoadLogits { src: logits, dst: x });
                 // SAFETY: the entries of a sample are written by the thread that draws it.
-                unsafe {
-                    tokens.get(i, 1)[0] = drawn.token;
-                    if params.num_logprobs >= 0 {
-                        logprobs.get(i, 1)[0] = drawn.logprob;
-                        let top = top_tokens.get(i * MAX_LOGPROBS, MAX_LOGPROBS);
-                        let top_logprobs = top_logprobs.get(i * MAX_LOGPROBS, MAX_LOGPROBS);
-                        for (j, (token, logprob)) in drawn.top.into_iter().enumerate() {
-                            (top[j], top_logprobs[j]) = (token, logprob);
-                        }
+                let (token, logprob, top_tokens, top_logprobs) = unsafe {
+                    (
+                        &mut tokens.get(i, 1)[0],
+                        &mut logprobs.get(i, 1)[0],
+                        top_tokens.get(i * MAX_LOGPROBS, MAX_LOGPROBS),
+                        top_logprobs.get(i * MAX_LOGPROBS, MAX_LOGPROBS),
+                    )
+                };
+                let log_sum = usize::try_from(params.num_logprobs).ok().map(|count| {
+                    let (log_sum, top) = dispatch(isa, LogProbs { any_finite, x, weights, count });
+                    for (j, (token, logit)) in top.into_iter().enumerate() {
+                        (top_tokens[j], top_logprobs[j]) = (token, (f64::from(logit) - log_sum) as f32);
                     }
+                    log_sum
+                });
+                let drawn = any_finite.then(|| dispatch(isa, Pick { x, weights, params, counts }));
+                *token = drawn.map_or(u32::MAX, |drawn| drawn as u32);
+                if let Some(log_sum) = log_sum {
+                    let logit = drawn.map_or(f32::NEG_INFINITY, |drawn| row::clean(logits[drawn].to_f32()));
+                    *logprob = (f64::from(logit) - log_sum) as f32;
                 }
             };
             let next = AtomicUsize::new(0);
@@ -102,69 +113,69 @@ fn record(out: &SampleBuf<Buf>, inputs: &CpuInputs, state: &mut SeqState<Buf>) -
     Ok(())
 }
 
-/// One draw.
-struct Draw<'a, E> {
-    logits: &'a [E],
+/// [`row::load_logits`].
+struct LoadLogits<'a, E> {
+    src: &'a [E],
+    dst: &'a mut [f32],
+}
+
+impl<E: Element> Kernel for LoadLogits<'_, E> {
+    type Output = bool;
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) -> bool {
+        row::load_logits(s, self.src, self.dst)
+    }
+}
+
+/// [`logprobs::log_sum_exp`] and [`logprobs::top`]; zero and nothing for a row without a finite logit.
+struct LogProbs<'a> {
+    any_finite: bool,
+    x: &'a [f32],
+    weights: &'a mut [f32],
+    count: usize,
+}
+
+impl Kernel for LogProbs<'_> {
+    type Output = (f64, [(u32, f32); MAX_LOGPROBS]);
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) -> Self::Output {
+        if !self.any_finite {
+            return (0.0, logprobs::NONE);
+        }
+        (logprobs::log_sum_exp(s, self.x, self.weights), logprobs::top(s, self.x, self.count))
+    }
+}
+
+/// The index that the params choose.
+struct Pick<'a> {
+    /// Logits, at least one finite and none NaN; changed by the draw.
+    x: &'a mut [f32],
+    /// Working memory of the same size.
+    weights: &'a mut [f32],
     params: &'a SampleParams,
     /// Of the sample's row, where it has penalties.
     counts: Option<&'a [u16]>,
-    scratch: &'a mut Scratch,
 }
 
-struct Drawn {
-    token: u32,
-    /// Unspecified, as `top`, where not asked for.
-    logprob: f32,
-    top: [(u32, f32); MAX_LOGPROBS],
-}
-
-impl<E: Element> Kernel for Draw<'_, E> {
-    type Output = Drawn;
+impl Kernel for Pick<'_> {
+    type Output = usize;
     #[inline(always)]
-    fn run<S: Simd>(self, s: S) -> Drawn {
-        let vocab = self.logits.len();
-        let (x, weights) = self.scratch.get::<f32>(2 * vocab).split_at_mut(vocab);
-        let mut drawn = Drawn {
-            token: u32::MAX,
-            logprob: f32::NEG_INFINITY,
-            top: [(u32::MAX, f32::NEG_INFINITY); MAX_LOGPROBS],
-        };
-        if !row::load_logits(s, self.logits, x) {
-            return drawn;
+    fn run<S: Simd>(self, s: S) -> usize {
+        let Self { x, weights, params, counts } = self;
+        if let Some(counts) = counts {
+            penalize(x, counts, params);
         }
-        let mut log_sum = 0.0;
-        if let Ok(count) = usize::try_from(self.params.num_logprobs) {
-            log_sum = logprobs::log_sum_exp(s, x, weights);
-            drawn.top = logprobs::top(s, x, count);
-            for (_, logprob) in &mut drawn.top {
-                *logprob = (f64::from(*logprob) - log_sum) as f32;
-            }
+        if params.is_greedy() {
+            return row::arg_max(s, x).1;
         }
-        if let Some(counts) = self.counts {
-            penalize(x, counts, self.params);
+        row::divide(s, x, params.temperature);
+        let (max, first) = row::arg_max(s, x);
+        if max == f32::NEG_INFINITY {
+            return first;
         }
-        let token = pick(s, x, self.params, weights);
-        drawn.token = token as u32;
-        let mut raw = [0.0];
-        row::load_logits(s, &self.logits[token..=token], &mut raw);
-        drawn.logprob = (f64::from(raw[0]) - log_sum) as f32;
-        drawn
+        let threshold = cut::threshold(s, x, max, params, weights);
+        row::draw(s, x, threshold, params.seed, params.position).1
     }
-}
-
-/// The index that the params choose from `x`, logits after penalties, which become scaled logits.
-#[inline(always)]
-fn pick<S: Simd>(s: S, x: &mut [f32], params: &SampleParams, weights: &mut [f32]) -> usize {
-    if params.is_greedy() {
-        return row::arg_max(s, x).1;
-    }
-    row::divide(s, x, params.temperature);
-    let (max, first) = row::arg_max(s, x);
-    if max == f32::NEG_INFINITY {
-        return first;
-    }
-    let threshold = cut::threshold(s, x, max, params, weights);
-    row::draw(s, x, threshold, params.seed, params.position).1
 }
 
 /// Applies the penalties to the logits of counted tokens.

@@ -24,6 +24,11 @@ pub(super) fn load_logits<S: Simd, E: Element>(s: S, src: &[E], dst: &mut [f32])
     any_finite
 }
 
+/// What [`load_logits`] makes of one logit.
+pub(super) fn clean(logit: f32) -> f32 {
+    if logit.is_nan() { f32::NEG_INFINITY } else { logit.min(f32::MAX) }
+}
+
 /// Largest element and the lowest index that has it; minus infinity and 0 where nothing is larger.
 #[inline(always)]
 pub(super) fn arg_max<S: Simd>(s: S, x: &[f32]) -> (f32, usize) {

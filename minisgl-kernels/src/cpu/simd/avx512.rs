@@ -4,7 +4,7 @@ use std::arch::x86_64::*;
 
 use half::{bf16, f16};
 
-use super::{LANES, Simd, SimdBf16};
+use super::{Kernel, KernelBf16, LANES, Simd, SimdBf16};
 
 /// Proof of AVX-512 F, BW, DQ and VL, and of AVX2, FMA and F16C.
 #[derive(Clone, Copy)]
@@ -27,6 +27,17 @@ impl Avx512Bf16 {
     /// The CPU has AVX-512 BF16, and all that [`Avx512`] needs.
     pub(super) unsafe fn new() -> Self {
         Self(Avx512(()))
+    }
+
+    /// [`Simd::call`] for kernels that need the dot product.
+    pub(super) fn call<K: KernelBf16>(self, kernel: K) {
+        #[inline(never)]
+        #[target_feature(enable = "avx512bf16,avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
+        fn call<K: KernelBf16>(kernel: K, simd: Avx512Bf16) {
+            kernel.run(simd);
+        }
+        // SAFETY: `self` exists only on a CPU with these features (see `new`).
+        unsafe { call(kernel, self) }
     }
 }
 
@@ -51,6 +62,17 @@ impl Simd for Avx512 {
     #[inline(always)]
     fn mask_bits(self, mask: __mmask16) -> u32 {
         u32::from(mask)
+    }
+
+    #[inline(always)]
+    fn call<K: Kernel>(self, kernel: K) -> K::Output {
+        #[inline(never)]
+        #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
+        fn call<K: Kernel>(kernel: K, simd: Avx512) -> K::Output {
+            kernel.run(simd)
+        }
+        // SAFETY: `self` exists only on a CPU with these features (see `new`).
+        unsafe { call(kernel, self) }
     }
 
     #[inline(always)]

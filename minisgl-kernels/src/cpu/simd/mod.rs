@@ -37,6 +37,9 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     /// Whether a vector is one register of 32, so that tiles of 24 accumulators fit.
     const WIDE: bool;
 
+    /// Runs a kernel as a function of its own: a border for what is inlined.
+    fn call<K: Kernel>(self, kernel: K) -> K::Output;
+
     fn splat(self, x: f32) -> Self::F;
     fn load_f32(self, src: &[f32; LANES]) -> Self::F;
     fn load_bf16(self, src: &[bf16; LANES]) -> Self::F;
@@ -112,7 +115,6 @@ pub(crate) trait Element: Plain {
     const ZERO: Self;
     fn load<S: Simd>(simd: S, src: &[Self; LANES]) -> S::F;
     fn store<S: Simd>(simd: S, x: S::F, dst: &mut [Self; LANES]);
-    fn from_f32(x: f32) -> Self;
     fn to_f32(self) -> f32;
     /// The same elements, if the type is bf16.
     fn as_bf16(_: &[Self]) -> Option<&[bf16]> {
@@ -121,7 +123,7 @@ pub(crate) trait Element: Plain {
 }
 
 macro_rules! element {
-    ($ty:ty, $zero:expr, $load:ident, $store:ident, $from:expr, $to:expr $(, $as_bf16:item)?) => {
+    ($ty:ty, $zero:expr, $load:ident, $store:ident, $to:expr $(, $as_bf16:item)?) => {
         impl Element for $ty {
             const ZERO: Self = $zero;
             #[inline(always)]
@@ -133,10 +135,6 @@ macro_rules! element {
                 simd.$store(x, dst);
             }
             #[inline(always)]
-            fn from_f32(x: f32) -> Self {
-                $from(x)
-            }
-            #[inline(always)]
             fn to_f32(self) -> f32 {
                 $to(self)
             }
@@ -145,19 +143,18 @@ macro_rules! element {
     };
 }
 
-element!(f32, 0.0, load_f32, store_f32, std::convert::identity, std::convert::identity);
+element!(f32, 0.0, load_f32, store_f32, std::convert::identity);
 element!(
     bf16,
     bf16::ZERO,
     load_bf16,
     store_bf16,
-    bf16::from_f32,
     bf16::to_f32,
     fn as_bf16(slice: &[Self]) -> Option<&[bf16]> {
         Some(slice)
     }
 );
-element!(f16, f16::ZERO, load_f16, store_f16, f16::from_f32, f16::to_f32);
+element!(f16, f16::ZERO, load_f16, store_f16, f16::to_f32);
 
 /// Loads up to [`LANES`] elements; lanes beyond `src` are zero.
 #[inline(always)]
@@ -237,26 +234,18 @@ impl DetectedIsa {
 pub(crate) fn dispatch<K: Kernel>(isa: DetectedIsa, kernel: K) -> K::Output {
     #[cfg(target_arch = "x86_64")]
     {
-        #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
-        fn avx512<K: Kernel>(kernel: K, simd: Avx512) -> K::Output {
-            kernel.run(simd)
-        }
-        #[target_feature(enable = "avx2,fma,f16c")]
-        fn avx2<K: Kernel>(kernel: K, simd: Avx2) -> K::Output {
-            kernel.run(simd)
-        }
         match isa.0 {
-            // SAFETY: `DetectedIsa` exists only where `Isa::is_available` found every feature named above.
-            Isa::Avx512Bf16 | Isa::Avx512 => unsafe { avx512(kernel, Avx512::new()) },
+            // SAFETY: `DetectedIsa` exists only where `Isa::is_available` found every feature that this needs.
+            Isa::Avx512Bf16 | Isa::Avx512 => unsafe { Avx512::new() }.call(kernel),
             // SAFETY: as above.
-            Isa::Avx2 => unsafe { avx2(kernel, Avx2::new()) },
-            Isa::Portable => kernel.run(Portable),
+            Isa::Avx2 => unsafe { Avx2::new() }.call(kernel),
+            Isa::Portable => Portable.call(kernel),
         }
     }
     #[cfg(not(target_arch = "x86_64"))]
     {
         let _ = isa;
-        kernel.run(Portable)
+        Portable.call(kernel)
     }
 }
 
@@ -265,13 +254,9 @@ pub(crate) fn dispatch<K: Kernel>(isa: DetectedIsa, kernel: K) -> K::Output {
 pub(crate) fn dispatch_bf16<K: KernelBf16>(isa: DetectedIsa, kernel: K) -> Result<(), K> {
     #[cfg(target_arch = "x86_64")]
     {
-        #[target_feature(enable = "avx512bf16,avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
-        fn avx512_bf16<K: KernelBf16>(kernel: K, simd: Avx512Bf16) {
-            kernel.run(simd);
-        }
         if isa.0 == Isa::Avx512Bf16 {
-            // SAFETY: `DetectedIsa` exists only where `Isa::is_available` found every feature named above.
-            unsafe { avx512_bf16(kernel, Avx512Bf16::new()) };
+            // SAFETY: `DetectedIsa` exists only where `Isa::is_available` found every feature that this needs.
+            unsafe { Avx512Bf16::new() }.call(kernel);
             return Ok(());
         }
     }

@@ -2,7 +2,7 @@
 
 use half::{bf16, f16};
 
-use super::{LANES, Simd};
+use super::{Kernel, LANES, Simd};
 
 /// Needs nothing of the CPU.
 #[derive(Clone, Copy)]
@@ -48,6 +48,11 @@ impl Simd for Portable {
     type U = [u32; LANES];
     type M = [bool; LANES];
     const WIDE: bool = false;
+
+    #[inline(never)]
+    fn call<K: Kernel>(self, kernel: K) -> K::Output {
+        kernel.run(self)
+    }
 
     #[inline(always)]
     fn splat(self, x: f32) -> Self::F {
