@@ -4,6 +4,7 @@ use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
 
+pub use minisgl_kernels::AttnKernel;
 use minisgl_kernels::DType;
 
 use crate::{EngineError, Result};
@@ -181,52 +182,13 @@ impl FromStr for CacheType {
     }
 }
 
-/// A family of attention kernels.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub enum AttnFamily {
-    /// The fastest that runs.
-    #[default]
-    Auto,
-    /// FlashAttention-style tiling over packed queries.
-    Fa,
-    /// FlashInfer-style split-KV over a work list.
-    Fi,
-    /// Pages of 16, 32 or 64 tokens moved whole.
-    Trtllm,
-}
-
-impl fmt::Display for AttnFamily {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            AttnFamily::Auto => "auto",
-            AttnFamily::Fa => "fa",
-            AttnFamily::Fi => "fi",
-            AttnFamily::Trtllm => "trtllm",
-        })
-    }
-}
-
-impl FromStr for AttnFamily {
-    type Err = String;
-
-    fn from_str(name: &str) -> Result<Self, String> {
-        match name {
-            "auto" => Ok(AttnFamily::Auto),
-            "fa" => Ok(AttnFamily::Fa),
-            "fi" => Ok(AttnFamily::Fi),
-            "trtllm" => Ok(AttnFamily::Trtllm),
-            _ => Err(format!("unknown attention backend '{name}': expected auto, fa, fi or trtllm")),
-        }
-    }
-}
-
 /// The attention kernels for prefill and for decode, written `fa`, or `fa,fi` for one each.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct AttentionBackend {
     /// For steps with a chunk of a prompt.
-    pub prefill: AttnFamily,
+    pub prefill: AttnKernel,
     /// For steps in which every sequence has one query.
-    pub decode: AttnFamily,
+    pub decode: AttnKernel,
 }
 
 impl FromStr for AttentionBackend {

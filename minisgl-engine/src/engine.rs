@@ -130,7 +130,7 @@ impl Engine {
         match config.device {
             Device::Cpu => Self::start_cpu(config, progress),
             #[cfg(feature = "cuda")]
-            Device::Auto if minisgl_kernels::cuda::device_count() > 0 => {
+            Device::Auto if minisgl_kernels::cuda::num_devices() > 0 => {
                 Self::start_cuda(config, 0, progress)
             }
             Device::Auto => Self::start_cpu(config, progress),
@@ -154,6 +154,13 @@ impl Engine {
         }
         let options = CpuOptions { threads: config.threads, ..CpuOptions::default() };
         Self::start_with(config, progress, move || Cpu::new(options))
+    }
+
+    #[cfg(feature = "cuda")]
+    fn start_cuda(config: EngineConfig, ordinal: usize, progress: Option<OnProgress>) -> Result<Self> {
+        let AttentionBackend { prefill, decode } = config.attention_backend;
+        let options = minisgl_kernels::cuda::CudaOptions { ordinal, prefill, decode, ..Default::default() };
+        Self::start_with(config, progress, move || minisgl_kernels::cuda::Cuda::open(options))
     }
 
     /// Starts on a backend of the caller's making; `make` runs on the engine's thread.

@@ -7,6 +7,7 @@
 //! The crate knows nothing of requests, models or schedulers. It is the only crate of the workspace that
 //! contains `unsafe` code; every block says which checks make it sound.
 
+mod attn_kernel;
 mod backend;
 pub mod cpu;
 #[cfg(feature = "cuda")]
@@ -19,6 +20,7 @@ pub mod philox;
 mod step;
 mod tensor;
 
+pub use attn_kernel::AttnKernel;
 pub use backend::{
     Activation, AttnSpec, Backend, KvLayer, MAX_LOGPROBS, Memory, SampleBuf, Samples, SeqState,
 };

@@ -41,7 +41,7 @@ pub use builder::LLMBuilder;
 pub use error::{Error, InvalidPrompts, Problem, Result};
 pub use generate_iter::GenerateIter;
 pub use llm::LLM;
-pub use minisgl_engine::config::{AttentionBackend, AttnFamily, CacheType, Device};
+pub use minisgl_engine::config::{AttentionBackend, AttnKernel, CacheType, Device};
 pub use minisgl_engine::request::{FinishReason, Timings, TokenLogprobs};
 pub use minisgl_engine::scheduler::Counters;
 pub use minisgl_engine::{DType, EngineError, EngineInfo, MAX_LOGPROBS, Stats};
