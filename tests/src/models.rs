@@ -59,7 +59,9 @@ impl ModelKind {
                 ),
                 ..base
             },
-            Self::Mistral => DecoderSpec { windows: vec![Some(7); 3], activation: Activation::GeluTanh, ..base },
+            Self::Mistral => {
+                DecoderSpec { windows: vec![Some(7); 3], activation: Activation::GeluTanh, ..base }
+            }
             Self::Qwen2 => DecoderSpec {
                 qkv_bias: true,
                 vocab: 131,
@@ -210,7 +212,10 @@ pub fn noise(seed: u64, stream: u32, len: usize) -> Vec<f32> {
 
 /// Reproducible token ids below `vocab`.
 pub fn random_tokens(seed: u64, stream: u32, len: usize, vocab: usize) -> Vec<u32> {
-    noise(seed, stream, len).iter().map(|x| (((x + 1.0) / 2.0 * vocab as f32) as u32).min(vocab as u32 - 1)).collect()
+    noise(seed, stream, len)
+        .iter()
+        .map(|x| (((x + 1.0) / 2.0 * vocab as f32) as u32).min(vocab as u32 - 1))
+        .collect()
 }
 
 fn write_json(path: &Path, value: &Value) {

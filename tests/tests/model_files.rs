@@ -9,8 +9,12 @@ use minisgl_tests::models::{ModelKind, TestModel};
 use serde_json::{Value, json};
 
 fn start(dir: &Path) -> Result<Engine, String> {
-    let config =
-        EngineConfig { device: Device::Cpu, num_page_override: Some(16), threads: Some(1), ..EngineConfig::new(dir) };
+    let config = EngineConfig {
+        device: Device::Cpu,
+        num_page_override: Some(16),
+        threads: Some(1),
+        ..EngineConfig::new(dir)
+    };
     Engine::start(config, None).map_err(|error| error.to_string())
 }
 
@@ -76,7 +80,11 @@ fn config_is_not_json() {
 #[test]
 fn fields_of_the_configuration() {
     let cases: &[(&str, Value, &[&str])] = &[
-        ("architectures", json!(["GPT2LMHeadModel"]), &["'GPT2LMHeadModel'", "LlamaForCausalLM", "Qwen3ForCausalLM"]),
+        (
+            "architectures",
+            json!(["GPT2LMHeadModel"]),
+            &["'GPT2LMHeadModel'", "LlamaForCausalLM", "Qwen3ForCausalLM"],
+        ),
         ("architectures", Value::Null, &["architectures", "null"]),
         ("hidden_size", Value::Null, &["hidden_size", "whole number"]),
         ("hidden_size", json!(0), &["hidden_size", "is 0", "from 1 to"]),
@@ -90,7 +98,11 @@ fn fields_of_the_configuration() {
         ("dtype", json!("int8"), &["dtype", "\"int8\"", "bfloat16"]),
         ("tie_word_embeddings", json!(1), &["tie_word_embeddings", "true or false"]),
         ("eos_token_id", json!([1, "x"]), &["eos_token_id", "token id"]),
-        ("rope_parameters", json!({"rope_type": "longrope"}), &["'longrope'", "default, linear, dynamic, yarn and llama3"]),
+        (
+            "rope_parameters",
+            json!({"rope_type": "longrope"}),
+            &["'longrope'", "default, linear, dynamic, yarn and llama3"],
+        ),
         ("rope_parameters", json!({"type": "su"}), &["'su'"]),
         ("rope_parameters", json!({"rope_type": "linear"}), &["factor", "missing"]),
         ("rope_parameters", json!({"rope_type": "linear", "factor": -2}), &["factor", "-2"]),
@@ -109,7 +121,9 @@ fn windows_by_layer() {
     let model = TestModel::random(ModelKind::Qwen3, DType::BF16, 1, 5, &[]);
     edit_config(model.dir(), |config| config["layer_types"] = json!(["full_attention"]));
     refused(model.dir(), &["layer_types"]);
-    edit_config(model.dir(), |config| config["layer_types"] = json!(["full_attention", "x", "full_attention"]));
+    edit_config(model.dir(), |config| {
+        config["layer_types"] = json!(["full_attention", "x", "full_attention"])
+    });
     refused(model.dir(), &["layer_types"]);
 }
 

@@ -80,7 +80,8 @@ impl Checkpoint {
         let mut tensors = BTreeMap::new();
         for (file, path) in paths.iter().enumerate() {
             let fail = |why: String| EngineError::Model(format!("{}: {why}", path.display()));
-            let mapped = MappedFile::open(path).map_err(|error| fail(format!("cannot be mapped: {error}")))?;
+            let mapped =
+                MappedFile::open(path).map_err(|error| fail(format!("cannot be mapped: {error}")))?;
             let (header_bytes, metadata) = SafeTensors::read_metadata(&mapped)
                 .map_err(|error| fail(format!("not a whole safetensors file: {error}")))?;
             // Eight bytes hold the header's length; tensors are placed relative to the header's end.

@@ -27,9 +27,9 @@ pub(super) fn read_json(path: &Path) -> Result<Value> {
 
 impl<'a> Fields<'a> {
     pub(super) fn of(place: &'a str, value: &'a Value) -> Result<Self> {
-        let map = value
-            .as_object()
-            .ok_or_else(|| EngineError::Model(format!("{place} holds {}, expected an object", kind(value))))?;
+        let map = value.as_object().ok_or_else(|| {
+            EngineError::Model(format!("{place} holds {}, expected an object", kind(value)))
+        })?;
         Ok(Self { place, map })
     }
 

@@ -124,7 +124,8 @@ impl RopeSpec {
             RopeScaling::Yarn { factor, beta_fast, beta_slow, original_max_position, truncate, .. } => {
                 let dim = head_dim as f64;
                 let border = |rotations: f64| {
-                    dim * (original_max_position as f64 / (rotations * 2.0 * PI)).ln() / (2.0 * self.theta.ln())
+                    dim * (original_max_position as f64 / (rotations * 2.0 * PI)).ln()
+                        / (2.0 * self.theta.ln())
                 };
                 let (mut low, mut high) = (border(beta_fast), border(beta_slow));
                 if truncate {
@@ -149,7 +150,8 @@ impl RopeSpec {
                     } else if wave_len > original / low_freq_factor {
                         f / factor
                     } else {
-                        let keep = (original / wave_len - low_freq_factor) / (high_freq_factor - low_freq_factor);
+                        let keep =
+                            (original / wave_len - low_freq_factor) / (high_freq_factor - low_freq_factor);
                         (1.0 - keep) * f / factor + keep * f
                     }
                 };

@@ -108,7 +108,9 @@ impl ModelSpec {
         let head_dim = match config.size("head_dim")? {
             Some(head_dim) => head_dim,
             None if hidden.is_multiple_of(num_heads) => hidden / num_heads,
-            None => return Err(config.error("head_dim", "a size, as hidden_size is no multiple of the heads")),
+            None => {
+                return Err(config.error("head_dim", "a size, as hidden_size is no multiple of the heads"));
+            }
         };
         if !head_dim.is_multiple_of(2) || head_dim > 1024 {
             return Err(EngineError::Model(format!(
@@ -216,9 +218,9 @@ fn read_windows(config: &Fields<'_>, rule: WindowRule, num_layers: usize) -> Res
         }
         WindowRule::FromMaxWindowLayers => match config.get("max_window_layers") {
             None => 28,
-            Some(value) => value
-                .as_u64()
-                .ok_or_else(|| config.error("max_window_layers", "a whole number"))? as usize,
+            Some(value) => {
+                value.as_u64().ok_or_else(|| config.error("max_window_layers", "a whole number"))? as usize
+            }
         },
     };
     let Some(types) = config.get("layer_types") else {
