@@ -103,8 +103,11 @@ fn sixteen_bits_equal_f32_up_to_rounding() {
         let rounded = naive(precision);
         let mut compared = 0;
         for ((golden, exact), output) in goldens.iter().zip(&exact).zip(generate(dtype, &goldens)) {
-            // Naive decoders are slow, and margins that are small come early.
-            let steps = golden.greedy_ids.len().min(32);
+            // The naive decoders are slow.
+            let steps = golden.greedy_ids.len().min(16);
+            if golden.prompt_ids.len() > 100 {
+                continue;
+            }
             let tokens = [&golden.prompt_ids[..], &golden.greedy_ids[..steps]].concat();
             let logits = oracle.logits(&tokens).into_iter().zip(rounded.logits(&tokens));
             let distance = |(a, b): (Vec<f64>, Vec<f64>)| {
