@@ -90,7 +90,7 @@ __device__ inline uint32_t piece_slot(const msgl_attention_params& params, const
             seq.kv_len - 1);
     const uint32_t page_shift = __ffs(params.page_size) - 1;
     const uint32_t page = __ldg(params.page_table + size_t{seq.row} * params.max_pages + (position >> page_shift));
-    return (page << page_shift) | (position & (params.page_size - 1));
+    return limit_slot(params, (page << page_shift) | (position & (params.page_size - 1)));
 }
 
 // A CTA shares at most two jobs with others: the one that began before its range (slot 0), and the one that begins in

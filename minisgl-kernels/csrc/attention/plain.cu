@@ -64,7 +64,8 @@ __global__ void __launch_bounds__(32 * kWarps) plain_kernel(const __grid_constan
         for (int b = 0; b < kBatch; ++b) {
             const uint32_t position = min(base + b, last);
             const uint32_t page = pages[position >> page_shift];
-            const size_t slot = (size_t{page} << page_shift) | (position & (params.page_size - 1));
+            const size_t slot =
+                limit_slot(params, (page << page_shift) | (position & (params.page_size - 1)));
             const size_t row = (slot * sizes.num_kv_heads + kv_head) * head_dim;
             const T* k_row = static_cast<const T*>(params.k) + row;
             v_rows[b] = static_cast<const T*>(params.v) + row;

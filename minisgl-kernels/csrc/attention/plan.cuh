@@ -84,6 +84,11 @@ __host__ __device__ inline PlanView plan_view(const msgl_attention_sizes& sizes,
 
 __host__ __device__ inline uint32_t div_up(uint32_t a, uint32_t b) { return (a + b - 1) / b; }
 
+// Keeps a slot inside of the KV storage, whatever the page table holds.
+__device__ inline uint32_t limit_slot(const msgl_attention_params& params, uint32_t slot) {
+    return slot < params.num_slots ? slot : static_cast<uint32_t>(params.num_slots) - 1;
+}
+
 // First KV position that the query at position `position` of its sequence sees.
 __host__ __device__ inline uint32_t first_visible(uint32_t position, uint32_t window) {
     return window != 0 && position + 1 > window ? position + 1 - window : 0;

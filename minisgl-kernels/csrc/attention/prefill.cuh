@@ -104,7 +104,7 @@ __device__ __forceinline__ uint32_t slot_of(const msgl_attention_params& params,
     position = min(position, end - 1);
     const uint32_t page_shift = __ffs(params.page_size) - 1;
     const uint32_t page = __ldg(params.page_table + size_t{seq_row} * params.max_pages + (position >> page_shift));
-    return (page << page_shift) | (position & (params.page_size - 1));
+    return limit_slot(params, (page << page_shift) | (position & (params.page_size - 1)));
 }
 
 template <typename T, int kHeadDim, template <typename, int> class Loader>

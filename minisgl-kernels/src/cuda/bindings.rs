@@ -954,10 +954,18 @@ unsafe extern "C" {
     ) -> u32;
 }
 unsafe extern "C" {
+    pub fn msgl_attention_heads_per_job(
+        kernel: msgl_attention_kernel,
+        head_dim: u32,
+        num_kv_heads: u32,
+    ) -> u32;
+}
+unsafe extern "C" {
     pub fn msgl_attention_ctas_per_sm(
         kernel: msgl_attention_kernel,
         dtype: msgl_dtype,
         head_dim: u32,
+        num_kv_heads: u32,
         sm: u32,
     ) -> u32;
 }

@@ -1,0 +1,166 @@
+//! Which attention kernels run, and how their work is divided between them. Pure host functions; the measurements
+//! behind the choices are in docs/kernels/attention.md.
+
+use crate::cuda::options::AttnKernel;
+use crate::{KernelError, Result};
+
+/// Query rows (query tokens x heads of a group) of a sequence up to which decode takes it in a mixed batch: two
+/// of decode's tiles of 8. Beyond, reading the KV once for each 8 rows costs more than a prefill tile that is
+/// mostly empty; below, a prefill tile would leave a long KV to a single CTA for each head.
+const MIXED_DECODE_ROWS: u32 = 16;
+
+/// What a device and a model offer to choose from.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Offer {
+    /// Whether the tensor core kernels have an instance for the head size.
+    pub(super) has_mma: bool,
+    /// Compute capability as `10 * major + minor`.
+    pub(super) sm: u32,
+    pub(super) head_dim: usize,
+    pub(super) page_size: usize,
+}
+
+/// The families that run a step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Families {
+    /// `Fa`, `Trtllm`, or `Fi`: then decode's kernel takes every sequence.
+    pub(super) prefill: AttnKernel,
+    /// `Fi`, `Trtllm`, or `Fa`: then prefill's kernel takes every sequence.
+    pub(super) decode: AttnKernel,
+}
+
+/// Resolves what the user asked for; none where only the plain kernel has the head size.
+///
+/// `auto` is `fa` for prefill, which is faster than `trtllm` at every size measured, and `fi` for decode, which
+/// is as fast as `trtllm` on large batches and faster on small ones.
+///
+/// # Errors
+/// [`KernelError::Unsupported`] where a family that was named cannot run.
+pub(super) fn choose(prefill: AttnKernel, decode: AttnKernel, offer: &Offer) -> Result<Option<Families>> {
+    let unsupported = |what: String, supported: &str| {
+        Err(KernelError::Unsupported { op: "attention", what, supported: supported.into() })
+    };
+    if [prefill, decode].contains(&AttnKernel::Trtllm) {
+        if offer.sm < 90 {
+            let what = format!("trtllm on compute capability {}.{}", offer.sm / 10, offer.sm % 10);
+            return unsupported(what, "trtllm needs 9.0 or later; fa, fi and auto run here");
+        }
+        if ![16, 32, 64].contains(&offer.page_size) {
+            let what = format!("trtllm with page_size {}", offer.page_size);
+            return unsupported(what, "trtllm moves pages of 16, 32 or 64 tokens; fa, fi and auto take any");
+        }
+        if !offer.has_mma {
+            let what = format!("trtllm with head_dim {}", offer.head_dim);
+            return unsupported(what, "trtllm has head_dim 64, 96, 128 and 256; fa, fi and auto take any");
+        }
+    }
+    let families = Families {
+        prefill: if prefill == AttnKernel::Auto { AttnKernel::Fa } else { prefill },
+        decode: if decode == AttnKernel::Auto { AttnKernel::Fi } else { decode },
+    };
+    if families.prefill == AttnKernel::Fi && families.decode == AttnKernel::Fa {
+        return unsupported(
+            "the pair fi,fa".into(),
+            "fi takes prefill only together with decode; fa,fi is the usual pair, and fi and fa run alone",
+        );
+    }
+    Ok(offer.has_mma.then_some(families))
+}
+
+/// Most query rows of a sequence that decode takes in a step of these sizes; `u32::MAX`: it takes all.
+///
+/// A function of the sizes alone, because a CUDA graph is captured for sizes: a step with no more tokens than
+/// sequences is decoding, whatever its lengths.
+pub(super) fn decode_rows(families: &Families, num_tokens: usize, num_seqs: usize) -> u32 {
+    if families.decode == AttnKernel::Fa {
+        0
+    } else if families.prefill == AttnKernel::Fi || num_tokens <= num_seqs {
+        u32::MAX
+    } else {
+        MIXED_DECODE_ROWS
+    }
+}
+
+/// At least as many tiles of `tile_rows` query rows as prefill needs for a step of these sizes.
+///
+/// A sequence wastes at most one tile, and one that prefill takes has more than `decode_rows` rows.
+pub(super) fn num_tiles(
+    num_tokens: usize,
+    num_seqs: usize,
+    group: usize,
+    tile_rows: usize,
+    decode_rows: u32,
+) -> usize {
+    if decode_rows == u32::MAX {
+        return 0;
+    }
+    let num_prefill = num_seqs.min(num_tokens / (decode_rows as usize / group + 1));
+    num_tokens * group / tile_rows + num_prefill
+}
+
+#[cfg(test)]
+mod tests {
+    use super::AttnKernel::{Auto, Fa, Fi, Trtllm};
+    use super::*;
+
+    const HOPPER: Offer = Offer { has_mma: true, sm: 90, head_dim: 128, page_size: 16 };
+
+    #[test]
+    fn auto_runs_everywhere() {
+        let families = Some(Families { prefill: Fa, decode: Fi });
+        for (sm, page_size) in [(80, 1), (86, 16), (90, 256)] {
+            let offer = Offer { sm, page_size, ..HOPPER };
+            assert_eq!(choose(Auto, Auto, &offer).unwrap(), families);
+        }
+        let odd = Offer { has_mma: false, head_dim: 80, ..HOPPER };
+        for kernel in [Auto, Fa, Fi] {
+            assert_eq!(choose(kernel, kernel, &odd).unwrap(), None);
+        }
+    }
+
+    #[test]
+    fn what_cannot_run_says_what_can() {
+        let cases = [
+            (Trtllm, Trtllm, Offer { sm: 80, ..HOPPER }, "8.0"),
+            (Auto, Trtllm, Offer { page_size: 8, ..HOPPER }, "page_size 8"),
+            (Trtllm, Auto, Offer { has_mma: false, head_dim: 80, ..HOPPER }, "head_dim 80"),
+            (Fi, Fa, HOPPER, "fi,fa"),
+        ];
+        for (prefill, decode, offer, expected) in cases {
+            let error = choose(prefill, decode, &offer).unwrap_err().to_string();
+            assert!(error.contains(expected) && error.contains("fa"), "{error}");
+        }
+        for (prefill, decode) in [(Fa, Fi), (Fa, Fa), (Fi, Fi), (Trtllm, Trtllm), (Fa, Trtllm), (Trtllm, Fi)] {
+            assert_eq!(choose(prefill, decode, &HOPPER).unwrap(), Some(Families { prefill, decode }));
+        }
+    }
+
+    #[test]
+    fn a_family_alone_takes_every_sequence() {
+        assert_eq!(decode_rows(&Families { prefill: Fa, decode: Fa }, 4, 4), 0);
+        assert_eq!(decode_rows(&Families { prefill: Fi, decode: Fi }, 900, 4), u32::MAX);
+        assert_eq!(decode_rows(&Families { prefill: Fa, decode: Fi }, 4, 4), u32::MAX);
+        assert_eq!(decode_rows(&Families { prefill: Fa, decode: Fi }, 5, 4), MIXED_DECODE_ROWS);
+    }
+
+    /// Every way to cut up to 40 tokens into sequences of up to two lengths needs no more tiles than promised.
+    #[test]
+    fn tiles_suffice() {
+        for group in [1, 3, 8] {
+            for (short, long, num_long) in
+                (1..8).flat_map(|s| (1..40).flat_map(move |l| (0..4).map(move |n| (s, l, n))))
+            {
+                for num_short in 0..6 {
+                    let lens = std::iter::repeat_n(short, num_short).chain(std::iter::repeat_n(long, num_long));
+                    let (num_tokens, num_seqs) = (lens.clone().sum::<usize>(), num_short + num_long);
+                    for rows in [0, MIXED_DECODE_ROWS] {
+                        let prefill = lens.clone().filter(|len| len * group > rows as usize);
+                        let needed: usize = prefill.map(|len| (len * group).div_ceil(16)).sum();
+                        let promised = num_tiles(num_tokens, num_seqs, group, 16, rows);
+                        assert!(needed <= promised, "{num_short} x {short}, {num_long} x {long}, {group}, {rows}");
+                    }
+                }
+            }
+        }
+    }
+}
