@@ -152,64 +152,101 @@ impl Sequence {
     }
 }
 
-/// Live sequences by index. A slot is reused after its sequence's end.
+/// Live sequences by index. An index is reused after its sequence's end.
+///
+/// They lie in chunks, side by side, because a step walks over all that run; a chunk without a live sequence holds
+/// no memory, so that a burst of a million requests is not paid for afterwards.
 #[derive(Debug, Default)]
 pub(crate) struct SeqStore {
-    slots: Vec<Option<Box<Sequence>>>,
-    vacant: Vec<SeqIdx>,
+    chunks: Vec<Chunk>,
+    /// Chunks with a vacant slot.
+    open: Vec<usize>,
+    len: usize,
+}
+
+const CHUNK: usize = 64;
+
+#[derive(Debug, Default)]
+struct Chunk {
+    /// `CHUNK` slots, or none.
+    slots: Box<[Option<Sequence>]>,
+    /// A bit for each slot that is taken.
+    taken: u64,
 }
 
 impl SeqStore {
     pub(crate) fn insert(&mut self, seq: Sequence) -> SeqIdx {
-        let seq = Some(Box::new(seq));
-        match self.vacant.pop() {
-            Some(idx) => {
-                self.slots[idx.0 as usize] = seq;
-                idx
-            }
-            None => {
-                self.slots.push(seq);
-                SeqIdx(self.slots.len() as u32 - 1)
-            }
+        let at = self.open.last().copied().unwrap_or_else(|| {
+            self.chunks.push(Chunk::default());
+            self.open.push(self.chunks.len() - 1);
+            self.chunks.len() - 1
+        });
+        let chunk = &mut self.chunks[at];
+        if chunk.slots.is_empty() {
+            chunk.slots = (0..CHUNK).map(|_| None).collect();
         }
+        let slot = chunk.taken.trailing_ones() as usize;
+        chunk.slots[slot] = Some(seq);
+        chunk.taken |= 1 << slot;
+        if chunk.taken == u64::MAX {
+            self.open.pop();
+        }
+        self.len += 1;
+        SeqIdx((at * CHUNK + slot) as u32)
     }
 
     pub(crate) fn remove(&mut self, idx: SeqIdx) {
-        let seq = self.slots[idx.0 as usize].take();
+        let (at, slot) = split(idx);
+        let chunk = &mut self.chunks[at];
+        let seq = chunk.slots[slot].take();
         assert!(seq.is_some(), "sequence {} is removed twice", idx.0);
-        self.vacant.push(idx);
+        if chunk.taken == u64::MAX {
+            self.open.push(at);
+        }
+        chunk.taken &= !(1 << slot);
+        if chunk.taken == 0 {
+            chunk.slots = Box::default();
+        }
+        self.len -= 1;
     }
 
     pub(crate) fn get(&self, idx: SeqIdx) -> Option<&Sequence> {
-        self.slots.get(idx.0 as usize)?.as_deref()
+        let (at, slot) = split(idx);
+        self.chunks.get(at)?.slots.get(slot)?.as_ref()
     }
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = (SeqIdx, &Sequence)> {
-        let slots = self.slots.iter().enumerate();
-        slots.filter_map(|(idx, seq)| Some((SeqIdx(idx as u32), seq.as_deref()?)))
+        let slots = (0..self.chunks.len() * CHUNK).map(|idx| SeqIdx(idx as u32));
+        slots.filter_map(|idx| Some((idx, self.get(idx)?)))
     }
 
-    /// Slots, vacant or not: as many as there were sequences at a time.
+    /// Slots that hold memory, taken or not.
     #[cfg(test)]
     pub(crate) fn num_slots(&self) -> usize {
-        self.slots.len()
+        self.chunks.iter().map(|chunk| chunk.slots.len()).sum()
     }
 
     pub(crate) fn len(&self) -> usize {
-        self.slots.len() - self.vacant.len()
+        self.len
     }
+}
+
+fn split(idx: SeqIdx) -> (usize, usize) {
+    (idx.0 as usize / CHUNK, idx.0 as usize % CHUNK)
 }
 
 impl Index<SeqIdx> for SeqStore {
     type Output = Sequence;
 
     fn index(&self, idx: SeqIdx) -> &Sequence {
-        self.slots[idx.0 as usize].as_deref().expect("the index of a live sequence")
+        let (at, slot) = split(idx);
+        self.chunks[at].slots[slot].as_ref().expect("the index of a live sequence")
     }
 }
 
 impl IndexMut<SeqIdx> for SeqStore {
     fn index_mut(&mut self, idx: SeqIdx) -> &mut Sequence {
-        self.slots[idx.0 as usize].as_deref_mut().expect("the index of a live sequence")
+        let (at, slot) = split(idx);
+        self.chunks[at].slots[slot].as_mut().expect("the index of a live sequence")
     }
 }

@@ -297,8 +297,10 @@ fn fault_14_larger_than_the_pool() {
 /// Break: `eos_token_ids.contains(&token)` in `take_token` (to `first() == Some(&token)`).
 #[test]
 fn fault_15_every_eos_id_ends_the_output() {
-    let prompt = [3, 1, 4];
+    let prompt = [2, 7, 1];
     let (output, _) = oracle(&request(&prompt, 8), 0, &config());
+    let is_first = |i: usize| !output[..i].contains(&output[i]);
+    assert!((0..8).all(is_first), "the test needs eight different tokens: {output:?}");
     let eos_token_ids = vec![output[6], output[4], output[2]];
     for (ignore_eos, stop_token_ids, expected, end) in [
         (false, vec![], 2, STOP),
