@@ -12,6 +12,7 @@ fn main() {
 #[cfg(feature = "cuda")]
 mod cuda {
     use std::path::{Path, PathBuf};
+    use std::process::Command;
     use std::sync::atomic::{AtomicUsize, Ordering};
     use std::{env, fs, process, thread};
 
@@ -49,8 +50,25 @@ mod cuda {
         println!("cargo::rustc-link-lib=static=minisgl_cuda");
         println!("cargo::rustc-link-search=native={}", static_cudart_dir(&nvcc).display());
         println!("cargo::rustc-link-lib=static=cudart_static");
+        link_stdcxx();
         for lib in ["dl", "rt", "pthread"] {
             println!("cargo::rustc-link-lib={lib}");
+        }
+    }
+
+    /// The launch stubs that nvcc generates need the guards of local statics; the static library spares the
+    /// program a dependency for them.
+    fn link_stdcxx() {
+        let compiler = cc::Build::new().cpp(true).cargo_metadata(false).get_compiler();
+        let found = compiler.to_command().arg("-print-file-name=libstdc++.a").output();
+        let path =
+            found.map(|o| PathBuf::from(String::from_utf8_lossy(&o.stdout).trim())).unwrap_or_default();
+        match path.parent().filter(|_| path.is_absolute()) {
+            Some(dir) => {
+                println!("cargo::rustc-link-search=native={}", dir.display());
+                println!("cargo::rustc-link-lib=static=stdc++");
+            }
+            None => println!("cargo::rustc-link-lib=stdc++"),
         }
     }
 
@@ -74,7 +92,6 @@ mod cuda {
     /// usual place.
     fn find_nvcc() -> Result<PathBuf, String> {
         if let Some(nvcc) = env::var_os("NVCC") {
-            // May be a command with a wrapper before it, as in `ccache nvcc`: cc takes it apart.
             return Ok(nvcc.into());
         }
         let mut candidates = Vec::new();
@@ -111,33 +128,41 @@ mod cuda {
         archs.iter().map(flag).collect()
     }
 
-    /// One build a file: several files in one build would switch cc to relocatable device code. Files are
-    /// compiled side by side.
+    /// One process a file, side by side: files compiled together would need relocatable device code.
     fn compile_all(nvcc: &Path, sources: &[PathBuf]) -> Vec<PathBuf> {
         let archs = arch_flags(&env::var(ARCHS).unwrap_or_else(|_| DEFAULT_ARCHS.into()));
         let jobs = env::var("NUM_JOBS").ok().and_then(|n| n.parse().ok()).unwrap_or(1usize);
+        let out_dir = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets OUT_DIR"));
         let next = AtomicUsize::new(0);
         let compile_one = |source: &Path| {
-            let mut build = cc::Build::new();
-            build.cuda(true).cudart("none").cargo_metadata(false).opt_level(3).debug(false);
-            if env::var_os("NVCC").is_none() {
-                build.compiler(nvcc);
-            }
-            build.std("c++17").flag("-lineinfo").flag("--expt-relaxed-constexpr");
-            build.include("include").include("csrc").file(source);
+            let name = source.to_string_lossy().replace(['/', '\\'], "-");
+            let object = out_dir.join(name).with_extension("o");
+            // NVCC may have a wrapper before it, as in `ccache nvcc`.
+            let command_line = nvcc.to_string_lossy();
+            let mut words = command_line.split_whitespace();
+            let mut command = Command::new(words.next().unwrap_or("nvcc"));
+            command.args(words).args(["-c", "-O3", "-std=c++17", "-lineinfo", "-Iinclude", "-Icsrc"]);
+            command.args(["-Xcompiler", "-fPIC,-Wall,-Wextra"]);
             for arch in &archs {
-                build.flag("-gencode").flag(arch);
+                command.args(["-gencode", arch]);
             }
-            match build.try_compile_intermediates() {
-                Ok(objects) => objects,
-                Err(error) => fail(&format!("{}: {error}", source.display())),
+            let output = command.arg("-o").arg(&object).arg(source).output();
+            let output = output.unwrap_or_else(|e| fail(&format!("{}: {e}", nvcc.display())));
+            let messages = String::from_utf8_lossy(&output.stderr) + String::from_utf8_lossy(&output.stdout);
+            let level = if output.status.success() { "warning" } else { "error" };
+            for line in messages.lines().filter(|l| !l.trim().is_empty()) {
+                println!("cargo::{level}={line}");
             }
+            if !output.status.success() {
+                fail(&format!("{command_line} could not compile {}", source.display()));
+            }
+            object
         };
         thread::scope(|scope| {
             let work = || {
                 let mut objects = Vec::new();
                 while let Some(source) = sources.get(next.fetch_add(1, Ordering::Relaxed)) {
-                    objects.extend(compile_one(source));
+                    objects.push(compile_one(source));
                 }
                 objects
             };
@@ -151,7 +176,7 @@ mod cuda {
 
     /// The folder with libcudart_static.a: of a toolkit, of a distribution's package or of the wheels.
     fn static_cudart_dir(nvcc: &Path) -> PathBuf {
-        // With a wrapper in NVCC its last word is the compiler.
+        // With a wrapper before it the compiler is the last word.
         let text = nvcc.to_string_lossy();
         let program = PathBuf::from(text.split_whitespace().last().unwrap_or("nvcc"));
         let on_path = env::split_paths(&env::var_os("PATH").unwrap_or_default())

@@ -44,14 +44,15 @@ __global__ void __launch_bounds__(kScanThreads) scan_kernel(msgl_sample_params p
   Partial mine = Partial::none();
   const uint32_t begin = blockIdx.x * chunk;
   const uint32_t end = begin + chunk < p.vocab ? begin + chunk : p.vocab;
-#pragma unroll 4
-  for (uint32_t first = begin + threadIdx.x * kGroup; first < end; first += kScanThreads * kGroup) {
+#pragma unroll 1
+  for (uint32_t base = begin; base < end; base += kScanThreads * kGroup) {
+    const uint32_t first = base + threadIdx.x * kGroup;
     float x[kGroup];
     if (wants_logprobs) {
-      row.load_raw(first, x);
+      row.load_raw(first, end, x);
       mine.raw.take(x, 1.f);
     }
-    row.load(first, x);
+    row.load(first, end, x);
     if (filtered) {
       mine.tempered.take(x, row.inv_temperature);
     } else if (greedy) {
@@ -61,7 +62,7 @@ __global__ void __launch_bounds__(kScanThreads) scan_kernel(msgl_sample_params p
       take_noisy(mine.best, x, first, row.inv_temperature, spec);
     }
   }
-  const Partial all = block_merge(mine, row.inv_temperature, shared);
+  const Partial all = block_merge(mine, row.inv_temperature, filtered, wants_logprobs, shared);
   if (threadIdx.x == 0) {
     static_cast<Partial *>(p.scratch)[static_cast<uint64_t>(sample) * kMaxChunks + blockIdx.x] = all;
   }
@@ -74,31 +75,37 @@ __global__ void __launch_bounds__(kFinishThreads) finish_kernel(msgl_sample_para
     FilterShared filter;
     uint64_t ranks[kWarpSize];
   } shared;
+  __shared__ Partial whole;
   const uint32_t sample = blockIdx.x;
   const msgl_sample_spec spec = p.samples[sample];
   if (spec.seq_row >= p.max_rows) return;
   const Row<T> row(p, spec, sample);
 
-  Partial all = Partial::none();
+  const bool filtered = is_filtered(spec, p.vocab), wants_logprobs = spec.num_logprobs >= 0;
   const Partial *chunks = static_cast<const Partial *>(p.scratch) + static_cast<uint64_t>(sample) * kMaxChunks;
-  if (threadIdx.x < num_chunks) all = chunks[threadIdx.x];
-  all = block_merge(all, row.inv_temperature, shared.partials);
+  const Partial chunk = threadIdx.x < num_chunks ? chunks[threadIdx.x] : Partial::none();
+  Partial all = block_merge(chunk, row.inv_temperature, filtered, wants_logprobs, shared.partials);
+  if (threadIdx.x == 0) whole = all;
   __syncthreads();
+  all = whole;
 
-  if (is_filtered(spec, p.vocab) && all.tempered.max != -INFINITY) {
+  if (filtered && all.tempered.max != -INFINITY) {
     const uint32_t threshold = filter_threshold(row, spec, all.tempered, shared.filter);
     Partial mine = Partial::none();
-    for (uint32_t first = threadIdx.x * kGroup; first < p.vocab; first += kFinishThreads * kGroup) {
+    for (uint32_t base = 0; base < p.vocab; base += kFinishThreads * kGroup) {
+      const uint32_t first = base + threadIdx.x * kGroup;
       float x[kGroup];
-      row.load(first, x);
+      row.load(first, p.vocab, x);
 #pragma unroll
       for (uint32_t e = 0; e < kGroup; e++) {
         if (float_key(x[e]) < threshold) x[e] = -INFINITY;
       }
       take_noisy(mine.best, x, first, row.inv_temperature, spec);
     }
-    all.best = block_merge(mine, row.inv_temperature, shared.partials).best;
+    mine = block_merge(mine, row.inv_temperature, false, false, shared.partials);
+    if (threadIdx.x == 0) whole.best = mine.best;
     __syncthreads();
+    all.best = whole.best;
   }
 
   const uint32_t token = all.best.token;
@@ -110,7 +117,7 @@ __global__ void __launch_bounds__(kFinishThreads) finish_kernel(msgl_sample_para
       uint16_t *count = p.token_counts + static_cast<uint64_t>(spec.seq_row) * p.vocab + token;
       if ((*count & 0x7fffu) != 0x7fffu) *count += 1;
     }
-    if (spec.num_logprobs >= 0) {
+    if (wants_logprobs) {
       p.logprobs[sample] = token < p.vocab ? clean(to_float(row.logits[token])) - log_sum : -INFINITY;
     }
   }

@@ -34,11 +34,15 @@ __device__ void measure(const Row<T> &row, const uint32_t (&pivots)[kPivots], bo
   float sums[kPivots] = {};
   for (uint32_t first = threadIdx.x * kGroup; first < row.vocab; first += blockDim.x * kGroup) {
     float x[kGroup];
-    row.load(first, x);
+    row.load(first, row.vocab, x);
+    float top = x[0];
+#pragma unroll
+    for (uint32_t e = 1; e < kGroup; e++) top = fmaxf(top, x[e]);
+    if (float_key(top) < pivots[0]) continue;
 #pragma unroll
     for (uint32_t e = 0; e < kGroup; e++) {
       const uint32_t key = float_key(x[e]);
-      if (x[e] == -INFINITY || key < pivots[0]) continue;
+      if (key < pivots[0]) continue;
       const float weight = by_mass ? expf((x[e] - max) * row.inv_temperature) : 1.f;
 #pragma unroll
       for (int i = 0; i < kPivots; i++) sums[i] += key >= pivots[i] ? weight : 0.f;

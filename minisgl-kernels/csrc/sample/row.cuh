@@ -17,6 +17,11 @@ __device__ __forceinline__ uint32_t float_key(float x) {
   return bits ^ ((bits >> 31) ? 0xffffffffu : 0x80000000u);
 }
 
+// The float of a key.
+__device__ __forceinline__ float key_float(uint32_t key) {
+  return __uint_as_float(key ^ ((key >> 31) ? 0x80000000u : 0xffffffffu));
+}
+
 // NaN counts as minus infinity; plus infinity becomes the largest number, so that differences stay numbers.
 __device__ __forceinline__ float clean(float x) { return x != x ? -INFINITY : fminf(x, FLT_MAX); }
 
@@ -41,9 +46,13 @@ struct Row {
     inv_temperature = 1.f / spec.temperature;
   }
 
-  // The logits of tokens first .. first + 7 as the model gave them; minus infinity past the end.
-  __device__ __forceinline__ void load_raw(uint32_t first, float (&x)[kGroup]) const {
-    if (is_aligned) {
+  // The logits of tokens first .. first + 7 as the model gave them; minus infinity from `end` on, which is
+  // `vocab` or a multiple of the group.
+  __device__ __forceinline__ void load_raw(uint32_t first, uint32_t end, float (&x)[kGroup]) const {
+    if (first >= end) {
+#pragma unroll
+      for (uint32_t e = 0; e < kGroup; e++) x[e] = -INFINITY;
+    } else if (is_aligned) {
       constexpr int kSize = Vec<T>::kSize;
 #pragma unroll
       for (int j = 0; j < static_cast<int>(kGroup) / kSize; j++) {
@@ -60,9 +69,9 @@ struct Row {
   }
 
   // The same after repetition (Keskar et al. 2019, section 4.1), frequency and presence penalty.
-  __device__ __forceinline__ void load(uint32_t first, float (&x)[kGroup]) const {
-    load_raw(first, x);
-    if (counts == nullptr) return;
+  __device__ __forceinline__ void load(uint32_t first, uint32_t end, float (&x)[kGroup]) const {
+    load_raw(first, end, x);
+    if (counts == nullptr || first >= end) return;
     Vec<uint16_t, kGroup> seen;
     if (is_aligned) {
       seen = *reinterpret_cast<const Vec<uint16_t, kGroup> *>(counts + first);
@@ -105,24 +114,29 @@ struct Best {
   }
 };
 
-// Gumbel noise is at most -log(-log(1 - 2^-24)) = 16.64: a score this far below the best cannot win.
-constexpr float kMaxNoise = 16.7f;
-
 // Takes a group with scores x / temperature + Gumbel noise (Gumbel 1954): the arg max is a draw from the softmax.
-// `x` is minus infinity for tokens that are out of the draw.
+// `x` is minus infinity for tokens that are out of the draw. Every lane of the warp must come here.
+//
+// Noise is two logarithms a token, and nearly no token can win. With u the uniform number and v = 1 - u, the
+// noise -log(-log(u)) is at most -log(v): a token is passed over unless v < exp(x / temperature - bound), where
+// the bound is the warp's best score so far.
 __device__ __forceinline__ void take_noisy(Best &best, const float (&x)[kGroup], uint32_t first,
                                            float inv_temperature, const msgl_sample_spec &spec) {
+  constexpr float kMaxNoise = 16.7f;   // -log(2^-24), with room for rounding
+  constexpr float kRounding = 1.001f;  // of the fast exponential, on the safe side
+  const float bound = key_float(__reduce_max_sync(~0u, float_key(best.score)));
 #pragma unroll
   for (uint32_t half = 0; half < kGroup; half += 4) {
     const float top = fmaxf(fmaxf(x[half], x[half + 1]), fmaxf(x[half + 2], x[half + 3]));
-    if (top == -INFINITY || top * inv_temperature + kMaxNoise < best.score) continue;
+    if (top == -INFINITY || top * inv_temperature + kMaxNoise < bound) continue;
     const uint4 noise = token_noise(spec.seed, spec.position, (first + half) / 4);
     const uint32_t bits[4] = {noise.x, noise.y, noise.z, noise.w};
 #pragma unroll
     for (uint32_t e = 0; e < 4; e++) {
-      if (x[half + e] == -INFINITY) continue;
-      const float gumbel = -logf(-logf(unit_open(bits[e])));
-      best.take(x[half + e] * inv_temperature + gumbel, first + half + e);
+      const float u = unit_open(bits[e]), scaled = x[half + e] * inv_temperature;
+      // False for minus infinity, whose exponential is 0; true for a bound of minus infinity.
+      if (!(1.f - u < __expf(scaled - bound) * kRounding)) continue;
+      best.take(scaled - logf(-logf(u)), first + half + e);
     }
   }
 }
@@ -134,6 +148,10 @@ struct SoftmaxSum {
   float sum;
 
   __device__ __forceinline__ static SoftmaxSum none() { return {-INFINITY, 0.f}; }
+
+  __device__ __forceinline__ SoftmaxSum shuffled(int offset) const {
+    return {__shfl_xor_sync(~0u, max, offset), __shfl_xor_sync(~0u, sum, offset)};
+  }
 
   __device__ __forceinline__ void merge(const SoftmaxSum &other, float scale) {
     const float both = fmaxf(max, other.max);
@@ -165,34 +183,31 @@ struct Partial {
     return {Best::none(), SoftmaxSum::none(), SoftmaxSum::none()};
   }
 
-  __device__ __forceinline__ void merge(const Partial &other, float inv_temperature) {
-    best.take(other.best.score, other.best.token);
-    tempered.merge(other.tempered, inv_temperature);
-    raw.merge(other.raw, 1.f);
+  // Merges what lane ^ offset has. The softmax sums cost exponentials: only those that the row needs.
+  __device__ __forceinline__ void merge_lane(int offset, float inv_temperature, bool filtered, bool logprobs) {
+    best.take(__shfl_xor_sync(~0u, best.score, offset), __shfl_xor_sync(~0u, best.token, offset));
+    if (filtered) tempered.merge(tempered.shuffled(offset), inv_temperature);
+    if (logprobs) raw.merge(raw.shuffled(offset), 1.f);
   }
 
-  __device__ __forceinline__ Partial shuffled(int offset) const {
-    Partial other;
-    other.best.score = __shfl_xor_sync(~0u, best.score, offset);
-    other.best.token = __shfl_xor_sync(~0u, best.token, offset);
-    other.tempered.max = __shfl_xor_sync(~0u, tempered.max, offset);
-    other.tempered.sum = __shfl_xor_sync(~0u, tempered.sum, offset);
-    other.raw.max = __shfl_xor_sync(~0u, raw.max, offset);
-    other.raw.sum = __shfl_xor_sync(~0u, raw.sum, offset);
-    return other;
+  __device__ __forceinline__ void merge_warp(float inv_temperature, bool filtered, bool logprobs) {
+    for (int offset = 1; offset < kWarpSize; offset *= 2) merge_lane(offset, inv_temperature, filtered, logprobs);
   }
 };
 
-// Merges the block's partials in a fixed order; every thread gets the result. `shared` has an entry a warp.
-__device__ __forceinline__ Partial block_merge(Partial mine, float inv_temperature, Partial *shared) {
-  for (int offset = 1; offset < kWarpSize; offset *= 2) mine.merge(mine.shuffled(offset), inv_temperature);
-  const uint32_t num_warps = blockDim.x / kWarpSize;
+// Merges the block's partials in a fixed order; every thread of warp 0 gets the result. `shared` has an entry a
+// warp, and the block has at most 32 warps.
+__device__ __forceinline__ Partial block_merge(Partial mine, float inv_temperature, bool filtered, bool logprobs,
+                                               Partial *shared) {
+  mine.merge_warp(inv_temperature, filtered, logprobs);
   __syncthreads();
   if (threadIdx.x % kWarpSize == 0) shared[threadIdx.x / kWarpSize] = mine;
   __syncthreads();
-  Partial all = shared[0];
-  for (uint32_t i = 1; i < num_warps; i++) all.merge(shared[i], inv_temperature);
-  return all;
+  if (threadIdx.x < kWarpSize) {
+    mine = threadIdx.x < blockDim.x / kWarpSize ? shared[threadIdx.x] : Partial::none();
+    mine.merge_warp(inv_temperature, filtered, logprobs);
+  }
+  return mine;
 }
 
 }  // namespace msgl

@@ -18,7 +18,7 @@ __device__ uint64_t best_below(const Row<T> &row, uint64_t limit) {
   uint64_t best = 0;
   for (uint32_t first = threadIdx.x * kGroup; first < row.vocab; first += blockDim.x * kGroup) {
     float x[kGroup];
-    row.load_raw(first, x);
+    row.load_raw(first, row.vocab, x);
 #pragma unroll
     for (uint32_t e = 0; e < kGroup; e++) {
       const uint64_t rank = rank_of(x[e], first + e);

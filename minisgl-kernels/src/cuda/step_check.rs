@@ -62,7 +62,6 @@ pub(crate) fn check(src: &StepInputs, limits: &Limits) -> Result<Extent> {
         extent.slots = extent.slots.max(slot as usize + 1);
     }
     shape("cu_q_lens[0]", src.cu_q_lens[0] as usize, 0)?;
-    let page_size = limits.slots.map_or(usize::MAX / limits.max_pages.max(1), |(_, page_size)| page_size);
     for (seq, ends) in src.cu_q_lens.windows(2).enumerate() {
         let q_len = ends[1].checked_sub(ends[0]).ok_or(KernelError::Index {
             op: OP,
@@ -76,7 +75,9 @@ pub(crate) fn check(src: &StepInputs, limits: &Limits) -> Result<Extent> {
         let kv_len = src.kv_lens[seq] as usize;
         below("seq_rows", src.seq_rows[seq] as usize, limits.max_rows)?;
         below("q_len", q_len, kv_len + 1)?;
-        below("kv_lens", kv_len, limits.max_pages * page_size + 1)?;
+        if let Some((_, page_size)) = limits.slots {
+            below("kv_lens", kv_len, limits.max_pages * page_size + 1)?;
+        }
         extent.max_q_len = extent.max_q_len.max(q_len);
         extent.max_kv_len = extent.max_kv_len.max(kv_len);
     }

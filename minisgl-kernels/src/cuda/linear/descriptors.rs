@@ -114,14 +114,20 @@ pub(crate) fn candidates(
         }
     }
     let preference = Preference(result::create_matmul_pref()?);
-    let attribute = sys::cublasLtMatmulPreferenceAttributes_t::CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES;
+    use sys::cublasLtMatmulPreferenceAttributes_t as Attribute;
+    let max_workspace = Attribute::CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES;
+    let reductions = Attribute::CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK;
+    // Split-K parts may be added in f32 only: the other schemes round each part to the output's dtype.
+    let allowed = sys::cublasLtReductionScheme_t::CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE as u32;
     let mut found = vec![MaybeUninit::<sys::cublasLtMatmulHeuristicResult_t>::uninit(); limit];
     let mut count = 0;
-    // SAFETY: every descriptor is alive; the workspace attribute is a size_t; `found` has room for `limit`
-    // results, of which the library initialises `count`.
+    // SAFETY: every descriptor is alive; the workspace attribute is a size_t, the mask a uint32_t; `found` has
+    // room for `limit` results, of which the library initialises `count`.
     unsafe {
         let value = std::ptr::from_ref(&workspace_bytes).cast();
-        result::set_matmul_pref_attribute(preference.0, attribute, value, size_of::<usize>())?;
+        result::set_matmul_pref_attribute(preference.0, max_workspace, value, size_of::<usize>())?;
+        let value = std::ptr::from_ref(&allowed).cast();
+        result::set_matmul_pref_attribute(preference.0, reductions, value, size_of::<u32>())?;
         sys::cublasLtMatmulAlgoGetHeuristic(
             handle.0,
             desc.0,

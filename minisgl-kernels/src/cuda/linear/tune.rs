@@ -10,10 +10,10 @@ use super::descriptors::{MatmulDesc, MatrixLayout, candidates};
 use super::{Bias, OP, Operands, Plan, Shape, WORKSPACE_BYTES};
 use crate::{KernelError, Result};
 
-/// Guesses that are timed.
-const CANDIDATES: usize = 8;
+/// Guesses that are timed. Each loads its kernel, which costs the start some milliseconds.
+const CANDIDATES: usize = 4;
 /// Timings of each, of which the least counts.
-const REPEATS: usize = 3;
+const REPEATS: usize = 2;
 /// Shapes with more rows are bound by arithmetic, where the first guess is good, and seldom come twice.
 pub(super) const MAX_TUNED_ROWS: usize = 512;
 /// A measured winner must beat the first guess by this factor, so that noise does not change the algorithm, and
