@@ -209,7 +209,7 @@ mod tests {
             ("row of token_ids is 4", |s| s.token_ids[0] = -5),
             ("slots is 16", |s| s.slots[0] = 16),
             ("cu_q_lens[0]", |s| s.cu_q_lens[0] = 1),
-            ("cu_q_lens, which must not fall", |s| s.cu_q_lens[1] = 3),
+            ("cu_q_lens, which must not fall", |s| (s.cu_q_lens[1], s.kv_lens[0]) = (3, 3)),
             ("cu_q_lens is 4", |s| s.cu_q_lens = vec![0, 2, 4]),
             ("q_len is 2, must be below 2", |s| s.kv_lens[0] = 1),
             ("kv_lens is 7", |s| s.kv_lens[0] = 7),
