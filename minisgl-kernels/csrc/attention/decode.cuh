@@ -13,6 +13,7 @@
 #include "decode_head.cuh"
 #include "ptx/bulk.cuh"
 #include "ptx/cp_async.cuh"
+#include "ptx/mbarrier.cuh"
 
 namespace msgl {
 
@@ -120,8 +121,8 @@ struct DecodeReader {
         mbarrier_wait(barriers + read_stage * 8, read_parity);
 #else
         cp_async_wait<Shape::kDepth - 1>();
-        __syncwarp();
 #endif
+        __syncwarp();
         return ring + read_stage * Shape::kStageBytes;
     }
 
@@ -188,8 +189,9 @@ __global__ void __launch_bounds__(DecodeShape<kHeadDim>::kThreads, DecodeShape<k
     extern __shared__ __align__(128) char dynamic_shared[];
     __shared__ float2 stats[Shape::kWarps * Shape::kMergeRows];
     __shared__ uint64_t barriers[Shape::kWarps * Shape::kDepth];
-    __shared__ uint32_t arrived;        // warps that have left their rows of the jobs so far
-    __shared__ volatile uint32_t merged;  // jobs that have been merged
+    // A phase of each for every job: all warps have left their rows; the rows have been merged.
+    __shared__ uint64_t left_barrier, merged_barrier;
+    __shared__ uint32_t num_left;  // warps that have left rows, over all jobs so far
     __shared__ SharedJobs shared_jobs;
     float* merge_rows = reinterpret_cast<float*>(dynamic_shared + Shape::kRingBytes);
     const uint32_t warp = threadIdx.x / 32, lane = threadIdx.x % 32;
@@ -206,7 +208,12 @@ __global__ void __launch_bounds__(DecodeShape<kHeadDim>::kThreads, DecodeShape<k
     mbarrier_init_fence();
 #endif
     if (threadIdx.x < 2) shared_jobs.has[threadIdx.x] = false;
-    if (threadIdx.x == 0) arrived = merged = 0;
+    const uint32_t left = shared_address(&left_barrier), merged = shared_address(&merged_barrier);
+    if (threadIdx.x == 0) {
+        mbarrier_init(left, Shape::kThreads);
+        mbarrier_init(merged, 32);
+        num_left = 0;
+    }
     __syncthreads();
 
     const JobSizes sizes(params.sizes);
@@ -235,10 +242,8 @@ __global__ void __launch_bounds__(DecodeShape<kHeadDim>::kThreads, DecodeShape<k
             }
             reader.release();
         }
-        // The buffer still holds the job before until that is merged.
-        while (merged != job) {
-        }
-        __threadfence_block();
+        // The buffer holds the rows of the job before until they are merged.
+        mbarrier_wait(merged, (job & 1) ^ 1);
 #pragma unroll
         for (int h = 0; h < Shape::kHeads; ++h) {
             if (h >= cursor.num_heads(sizes)) continue;
@@ -246,23 +251,21 @@ __global__ void __launch_bounds__(DecodeShape<kHeadDim>::kThreads, DecodeShape<k
             heads[h].finish_sums();
             heads[h].store_partial(merge_rows + at * Shape::kMergeStride, Shape::kMergeStride, stats + at, kJobRows);
         }
-        __threadfence_block();
+        mbarrier_arrive(left);
         __syncwarp();
         uint32_t arrivals = 0;
-        if (lane == 0) arrivals = atomicAdd(&arrived, 1u) + 1;
-        ++job;
-        if (__shfl_sync(~0u, arrivals, 0) == job * Shape::kWarps) {
-            __threadfence_block();
+        if (lane == 0) arrivals = atomicAdd(&num_left, 1u) + 1;
+        if (__shfl_sync(~0u, arrivals, 0) == (job + 1) * Shape::kWarps) {
+            mbarrier_wait(left, job & 1);
             merge_warps<T, kHeadDim>(params, view, sizes, cursor, merge_rows, stats);
             if (lane == 0 && !cursor.is_whole(sizes)) {
                 const uint32_t slot = shared_job_slot(cursor, sizes);
                 shared_jobs.has[slot] = true;
                 shared_jobs.cursors[slot] = cursor;
             }
-            __threadfence_block();
-            __syncwarp();
-            if (lane == 0) merged = job;
+            mbarrier_arrive(merged);
         }
+        ++job;
     } while (cursor.next(view, sizes));
     __syncthreads();
     if (shared_jobs.has[0] || shared_jobs.has[1]) {

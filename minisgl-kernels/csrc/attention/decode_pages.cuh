@@ -8,6 +8,7 @@
 #include "decode_head.cuh"
 #include "ptx/bulk.cuh"
 #include "ptx/cp_async.cuh"
+#include "ptx/mbarrier.cuh"
 
 namespace msgl {
 
@@ -57,7 +58,7 @@ __global__ void __launch_bounds__(32 * (max_page_heads(kHeadDim) + 1), 1)
 
     if (threadIdx.x < kPageDepth) {
         mbarrier_init(shared_address(&full[threadIdx.x]), 1);
-        mbarrier_init(shared_address(&empty[threadIdx.x]), sizes.heads_per_job);
+        mbarrier_init(shared_address(&empty[threadIdx.x]), 32 * sizes.heads_per_job);
         mbarrier_init_fence();
     }
     if (threadIdx.x < 2) shared_jobs.has[threadIdx.x] = false;
@@ -97,6 +98,7 @@ __global__ void __launch_bounds__(32 * (max_page_heads(kHeadDim) + 1), 1)
             if (has_head) head.start(params, cursor, sizes, warp);
             for (uint32_t piece = cursor.piece; piece < cursor.piece_end; ++piece) {
                 mbarrier_wait(shared_address(&full[stage]), parity);
+                __syncwarp();
                 if (has_head) {
                     const uint32_t rows = shared_address(dynamic_shared) + stage * shape.stage_bytes +
                                           warp * kHeadDim * 2;
@@ -104,8 +106,7 @@ __global__ void __launch_bounds__(32 * (max_page_heads(kHeadDim) + 1), 1)
                     head.scores(rows, shape.k_stride, piece, scale_log2, p);
                     head.accumulate(rows + v_offset, shape.v_stride, p);
                 }
-                __syncwarp();
-                if (lane == 0) mbarrier_arrive(shared_address(&empty[stage]));
+                mbarrier_arrive(shared_address(&empty[stage]));
                 advance();
             }
             const bool is_whole = cursor.is_whole(sizes);

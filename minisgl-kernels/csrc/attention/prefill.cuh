@@ -12,6 +12,7 @@
 #include "job.cuh"
 #include "ptx/bulk.cuh"
 #include "ptx/cp_async.cuh"
+#include "ptx/mbarrier.cuh"
 
 namespace msgl {
 
