@@ -41,7 +41,7 @@ use simd::DetectedIsa;
 pub struct CpuOptions {
     /// Threads, the calling one included; by default as many as the process may use.
     pub threads: Option<usize>,
-    /// Instruction set; by default the best that the machine has.
+    /// Instruction set; by default [`Isa::fastest`].
     pub isa: Option<Isa>,
 }
 
@@ -74,8 +74,7 @@ impl Cpu {
                 supported: "1 or more".to_owned(),
             });
         }
-        // `available` is best first and never empty: it ends with `Portable`.
-        let isa = options.isa.or_else(|| Isa::available().first().copied()).unwrap_or(Isa::Portable);
+        let isa = options.isa.unwrap_or_else(Isa::fastest);
         let detected = DetectedIsa::new(isa).ok_or_else(|| KernelError::Unsupported {
             op: "Cpu::new",
             what: format!("isa = {isa}"),

@@ -21,8 +21,10 @@ pub(super) fn update<S: Simd>(
     valid: Range<usize>,
     running: &mut Running,
 ) -> f32 {
-    scores[..valid.start].fill(f32::NEG_INFINITY);
-    scores[valid.end..].fill(f32::NEG_INFINITY);
+    if valid != (0..TILE) {
+        scores[..valid.start].fill(f32::NEG_INFINITY);
+        scores[valid.end..].fill(f32::NEG_INFINITY);
+    }
     let (scores, _) = scores.as_chunks_mut::<LANES>();
     let mut max = s.load_f32(&scores[0]);
     for scores in &scores[1..] {

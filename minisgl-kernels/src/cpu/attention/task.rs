@@ -218,13 +218,17 @@ impl Tile<'_, '_> {
         let rows = scores.iter().zip(sums.chunks_exact_mut(padded)).zip(&seen);
         for ((scores, sums), seen) in rows {
             let range = seen.start..seen.end.min(start);
-            s.call(AccumulateRow { probabilities: scores, values, padded, range, sums });
+            if !range.is_empty() {
+                s.call(AccumulateRow { probabilities: scores, values, padded, range, sums });
+            }
         }
         accumulate::<S, M>(s, scores.as_flattened(), values, padded, start..end, sums);
         let rows = scores.iter().zip(sums.chunks_exact_mut(padded)).zip(&seen);
         for ((scores, sums), seen) in rows {
             let range = seen.start.max(end)..seen.end;
-            s.call(AccumulateRow { probabilities: scores, values, padded, range, sums });
+            if !range.is_empty() {
+                s.call(AccumulateRow { probabilities: scores, values, padded, range, sums });
+            }
         }
         M
     }

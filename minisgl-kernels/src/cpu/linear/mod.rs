@@ -84,6 +84,9 @@ pub(super) fn linear(
     Ok(())
 }
 
+/// Computes some columns: which, their results, working memory.
+type PanelBody<'a> = dyn Fn(Range<usize>, &mut [f32], &mut Scratch) + Sync + 'a;
+
 /// A checked call: every slice has the length that the sizes say.
 #[derive(Clone, Copy)]
 struct Call<'a, E> {
@@ -102,7 +105,7 @@ impl<E: Element> Call<'_, E> {
         let (out, isa, rows, k) = (Disjoint::new(out), cpu.isa, self.rows, self.k);
         match (E::as_bf16(self.x), E::as_bf16(self.weight)) {
             (Some(x), Some(weight)) if isa.has_bf16_dot() => {
-                let layout = Layout { rows, k, group: group_rows(true), step: 2 * LANES };
+                let layout = Layout::new(rows, k, group_rows(true), 2 * LANES);
                 let x = pack::<bf16, bf16>(cpu, x, layout, packed.get(layout.len()));
                 self.for_panels(cpu, out, &|cols, out, scratch| {
                     let weight = &weight[cols.start * k..cols.end * k];
@@ -112,7 +115,7 @@ impl<E: Element> Call<'_, E> {
                 });
             }
             _ => {
-                let layout = Layout { rows, k, group: group_rows(isa.is_wide()), step: LANES };
+                let layout = Layout::new(rows, k, group_rows(isa.is_wide()), LANES);
                 let x = pack::<E, f32>(cpu, self.x, layout, packed.get(layout.len()));
                 self.for_panels(cpu, out, &|cols, out, scratch| {
                     let weight = &self.weight[cols.start * k..cols.end * k];
@@ -133,12 +136,7 @@ impl<E: Element> Call<'_, E> {
 
     /// Calls `body(columns, results, working memory)` for panels that together are all columns, where `body` fills
     /// the results, `[rows, columns]`, which then go to `out` with the bias.
-    fn for_panels<O: Element>(
-        &self,
-        cpu: &Cpu,
-        out: Disjoint<'_, O>,
-        body: &(dyn Fn(Range<usize>, &mut [f32], &mut Scratch) + Sync),
-    ) {
+    fn for_panels<O: Element>(&self, cpu: &Cpu, out: Disjoint<'_, O>, body: &PanelBody<'_>) {
         let (isa, rows, n) = (cpu.isa, self.rows, self.n);
         let grain = MIN_PRODUCTS_PER_THREAD.div_ceil(rows * self.k).next_multiple_of(4);
         let most = (PANEL_LEN / self.k).max(PANEL_LEN_OUT / rows).clamp(4, MAX_PANEL) / 4 * 4;
@@ -163,7 +161,7 @@ impl<E: Element> Call<'_, E> {
 
 fn pack<'a, E: Element, X: Element>(cpu: &Cpu, x: &[E], layout: Layout, packed: &'a mut [X]) -> &'a [X] {
     let (out, isa) = (Disjoint::new(packed), cpu.isa);
-    cpu.for_items(layout.num_groups(), layout.group * layout.k, &|groups| {
+    cpu.for_items(layout.num_groups(), layout.rows(0).len() * layout.k(), &|groups| {
         dispatch(isa, Pack { x, packed: out, layout, groups });
     });
     packed
@@ -224,3 +222,6 @@ impl<E: Element, O: Element> Kernel for Finish<'_, E, O> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

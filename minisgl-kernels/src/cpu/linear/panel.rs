@@ -60,7 +60,7 @@ impl<X: Element, W: Element> Panel<'_, X, W> {
     /// Computes every output of the panel.
     #[inline(always)]
     pub(super) fn run<D: Dot<X = X, W = W>>(mut self, d: D) {
-        let Layout { k, .. } = self.layout;
+        let k = self.layout.k();
         let (num_groups, num_steps) = (self.layout.num_groups(), self.layout.num_steps());
         let num_cols = self.weight.len().checked_div(k).unwrap_or(0);
         // A single group of rows meets each weight once: the weights come from memory, nothing is reused.
@@ -96,7 +96,7 @@ impl<X: Element, W: Element> Panel<'_, X, W> {
         let mut sums = 0;
         for group in groups {
             let mut col = cols.start;
-            let rows = self.layout.group_rows(group);
+            let rows = self.layout.rows(group).len();
             while col < cols.end {
                 let left = cols.end - col;
                 let n = if D::S::WIDE && left >= 4 {
@@ -148,8 +148,8 @@ impl<X: Element, W: Element> Panel<'_, X, W> {
         sums: usize,
     ) {
         let s = d.simd();
-        let Layout { k, .. } = self.layout;
-        debug_assert_eq!(M, self.layout.group_rows(group));
+        let k = self.layout.k();
+        debug_assert_eq!(M, self.layout.rows(group).len());
         let mut acc = [[s.splat(0.0); N]; M];
         let kept = if block.is_first && block.is_last {
             &mut []
@@ -196,9 +196,10 @@ impl<X: Element, W: Element> Panel<'_, X, W> {
         acc: [[F<D>; N]; M],
     ) {
         let s = d.simd();
-        let n = self.weight.len() / self.layout.k;
+        let n = self.weight.len() / self.layout.k();
+        let first_row = self.layout.rows(group).start;
         for i in 0..M {
-            let row = group * self.layout.group + i;
+            let row = first_row + i;
             let out = &mut self.out[row * n + col..][..N];
             match (acc[i].first_chunk::<4>(), out.first_chunk_mut::<4>()) {
                 (Some(acc), Some(out)) => *out = s.reduce_add4(*acc),

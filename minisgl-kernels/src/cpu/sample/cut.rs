@@ -6,7 +6,7 @@
 
 use super::row::{count_from, mass_from, weigh};
 use crate::SampleParams;
-use crate::cpu::simd::Simd;
+use crate::cpu::simd::{Kernel, Simd};
 
 /// The smallest scaled logit that is kept. `x` are scaled logits, of which `max` is the largest and finite.
 #[inline(always)]
@@ -21,17 +21,46 @@ pub(super) fn threshold<S: Simd>(
     let mut threshold = f32::MIN;
     let top_k = usize::try_from(params.top_k).unwrap_or(0);
     if top_k >= 1 && top_k < x.len() {
-        threshold = largest(threshold, max, |t| count_from(s, x, t) >= top_k);
+        threshold = largest(threshold, max, |threshold| s.call(Count { x, threshold }) >= top_k);
     }
     if params.top_p < 1.0 {
         let wanted = weigh(s, x, max, threshold, weights) * f64::from(params.top_p);
-        threshold = largest(threshold, max, |t| mass_from(s, x, weights, t) >= wanted);
+        threshold = largest(threshold, max, |threshold| s.call(Mass { x, weights, threshold }) >= wanted);
     }
     if params.min_p > 0.0 {
         // e^(x - max) >= min_p
         threshold = threshold.max(max + params.min_p.ln());
     }
     threshold.min(max)
+}
+
+/// [`count_from`] as a kernel: inside of a closure it would miss the caller's instruction set.
+struct Count<'a> {
+    x: &'a [f32],
+    threshold: f32,
+}
+
+impl Kernel for Count<'_> {
+    type Output = usize;
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) -> usize {
+        count_from(s, self.x, self.threshold)
+    }
+}
+
+/// [`mass_from`] as a kernel.
+struct Mass<'a> {
+    x: &'a [f32],
+    weights: &'a [f32],
+    threshold: f32,
+}
+
+impl Kernel for Mass<'_> {
+    type Output = f64;
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) -> f64 {
+        mass_from(s, self.x, self.weights, self.threshold)
+    }
 }
 
 /// The largest number of `low..=high` for which `holds`, which holds below a number and not above it; `low` if it

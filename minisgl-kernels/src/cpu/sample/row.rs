@@ -142,7 +142,7 @@ struct Best<S: Simd> {
 impl<S: Simd> Best<S> {
     #[inline(always)]
     fn new(s: S) -> Self {
-        Self { value: s.splat(f32::NEG_INFINITY), index: s.from_bits(s.splat_u32(0)) }
+        Self { value: s.splat(f32::NEG_INFINITY), index: s.bits_to_f32(s.splat_u32(0)) }
     }
 
     /// Takes 16 elements from index `first` on; earlier elements win ties.
@@ -151,14 +151,14 @@ impl<S: Simd> Best<S> {
         let index = s.add_u32(s.splat_u32(first as u32), s.load_u32(&std::array::from_fn(|i| i as u32)));
         let is_larger = s.lt(self.value, x);
         self.value = s.select(is_larger, x, self.value);
-        self.index = s.select(is_larger, s.from_bits(index), self.index);
+        self.index = s.select(is_larger, s.bits_to_f32(index), self.index);
     }
 
     #[inline(always)]
     fn finish(self, s: S) -> (f32, usize) {
         let (mut values, mut indices) = ([0.0; LANES], [0; LANES]);
         s.store_f32(self.value, &mut values);
-        s.store_u32(s.to_bits(self.index), &mut indices);
+        s.store_u32(s.f32_to_bits(self.index), &mut indices);
         let mut best = (f32::NEG_INFINITY, 0);
         for (&value, &index) in values.iter().zip(&indices) {
             let index = index as usize;

@@ -204,8 +204,8 @@ impl Simd for Avx2 {
             _mm256_storeu_si256(dst.as_mut_ptr().cast(), x[0]);
             _mm256_storeu_si256(dst.as_mut_ptr().add(8).cast(), x[1]);
         }
-        fn to_bits(x: F) -> U { [_mm256_castps_si256(x[0]), _mm256_castps_si256(x[1])] }
-        fn from_bits(x: U) -> F { [_mm256_castsi256_ps(x[0]), _mm256_castsi256_ps(x[1])] }
+        fn f32_to_bits(x: F) -> U { [_mm256_castps_si256(x[0]), _mm256_castps_si256(x[1])] }
+        fn bits_to_f32(x: U) -> F { [_mm256_castsi256_ps(x[0]), _mm256_castsi256_ps(x[1])] }
         fn ldexp(x: F, n: F) -> F {
             // In three factors, each a normal number.
             let mut out = x;

@@ -98,11 +98,11 @@ impl Simd for Avx512 {
             let quiet = _mm512_or_si512(bits, _mm512_set1_epi32(0x40_0000));
             let is_nan = _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(x, x);
             let top = _mm512_srli_epi32::<16>(_mm512_mask_blend_epi32(is_nan, rounded, quiet));
-            _mm256_storeu_si256(dst.as_mut_ptr().cast(), _mm512_cvtepi32_epi16(top))
+            _mm256_storeu_si256(dst.as_mut_ptr().cast(), _mm512_cvtepi32_epi16(top));
         }
         fn store_f16(x: __m512, dst: &mut [f16; LANES]) {
             let half = _mm512_cvtps_ph::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(x);
-            _mm256_storeu_si256(dst.as_mut_ptr().cast(), half)
+            _mm256_storeu_si256(dst.as_mut_ptr().cast(), half);
         }
 
         fn add(a: __m512, b: __m512) -> __m512 { _mm512_add_ps(a, b) }
@@ -147,8 +147,8 @@ impl Simd for Avx512 {
         fn splat_u32(x: u32) -> __m512i { _mm512_set1_epi32(x.cast_signed()) }
         fn load_u32(src: &[u32; LANES]) -> __m512i { _mm512_loadu_si512(src.as_ptr().cast()) }
         fn store_u32(x: __m512i, dst: &mut [u32; LANES]) { _mm512_storeu_si512(dst.as_mut_ptr().cast(), x) }
-        fn to_bits(x: __m512) -> __m512i { _mm512_castps_si512(x) }
-        fn from_bits(x: __m512i) -> __m512 { _mm512_castsi512_ps(x) }
+        fn f32_to_bits(x: __m512) -> __m512i { _mm512_castps_si512(x) }
+        fn bits_to_f32(x: __m512i) -> __m512 { _mm512_castsi512_ps(x) }
         fn add_u32(a: __m512i, b: __m512i) -> __m512i { _mm512_add_epi32(a, b) }
         fn sub_u32(a: __m512i, b: __m512i) -> __m512i { _mm512_sub_epi32(a, b) }
         fn and(a: __m512i, b: __m512i) -> __m512i { _mm512_and_si512(a, b) }

@@ -82,8 +82,8 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     fn splat_u32(self, x: u32) -> Self::U;
     fn load_u32(self, src: &[u32; LANES]) -> Self::U;
     fn store_u32(self, x: Self::U, dst: &mut [u32; LANES]);
-    fn to_bits(self, x: Self::F) -> Self::U;
-    fn from_bits(self, x: Self::U) -> Self::F;
+    fn f32_to_bits(self, x: Self::F) -> Self::U;
+    fn bits_to_f32(self, x: Self::U) -> Self::F;
     fn add_u32(self, a: Self::U, b: Self::U) -> Self::U;
     fn sub_u32(self, a: Self::U, b: Self::U) -> Self::U;
     fn and(self, a: Self::U, b: Self::U) -> Self::U;

@@ -182,11 +182,11 @@ impl Simd for Portable {
         *dst = x;
     }
     #[inline(always)]
-    fn to_bits(self, x: Self::F) -> Self::U {
+    fn f32_to_bits(self, x: Self::F) -> Self::U {
         map(x, f32::to_bits)
     }
     #[inline(always)]
-    fn from_bits(self, x: Self::U) -> Self::F {
+    fn bits_to_f32(self, x: Self::U) -> Self::F {
         map(x, f32::from_bits)
     }
     #[inline(always)]

@@ -93,7 +93,7 @@ impl Kernel for Integers {
         assert_eq!(out(s.shr::<9>(va)), a.map(|x| x >> 9));
         assert_eq!(out(s.sar::<9>(va)), a.map(|x| (x.cast_signed() >> 9).cast_unsigned()));
         assert_eq!(out(s.splat_u32(a[1])), [a[1]; LANES]);
-        assert_eq!(out(s.to_bits(s.from_bits(va))), a);
+        assert_eq!(out(s.f32_to_bits(s.bits_to_f32(va))), a);
         let (high, low) = s.mul_wide(va, vb);
         let wide = |i: usize| u64::from(a[i]) * u64::from(b[i]);
         assert_eq!(out(high), std::array::from_fn(|i| (wide(i) >> 32) as u32));
