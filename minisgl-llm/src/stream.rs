@@ -2,7 +2,7 @@ use std::sync::{Arc, Weak};
 
 use minisgl_engine::request::RequestId;
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::flight::{Flight, Job};
 use crate::llm::Inner;
 use crate::output::Output;
@@ -18,6 +18,8 @@ pub struct Stream {
     /// Bytes of the text that have been handed out.
     num_shown: usize,
     ended: Option<Result<Output>>,
+    /// Whether the error was handed out.
+    failed: bool,
 }
 
 impl Stream {
@@ -26,7 +28,7 @@ impl Stream {
         let mut flight = Flight::new(inner, None);
         flight.submit(vec![(0, job)])?;
         let abort_handle = AbortHandle { inner: handle, ids: flight.ids(0) };
-        Ok(Self { flight, abort_handle, num_shown: 0, ended: None })
+        Ok(Self { flight, abort_handle, num_shown: 0, ended: None, failed: false })
     }
 
     /// Ends the request from another thread: the stream then ends with what was generated.
@@ -62,7 +64,12 @@ impl Iterator for Stream {
             let text = match &self.ended {
                 None => self.flight.text(0).unwrap_or_default(),
                 Some(Ok(output)) => &output.text,
-                Some(Err(_)) => return self.take_error().map(Err),
+                Some(Err(_)) if self.failed => return None,
+                Some(Err(_)) => {
+                    self.failed = true;
+                    let none_left = Error::Argument("the stream has failed and has no output".into());
+                    return self.ended.replace(Err(none_left)).map(|ended| ended.map(|_| String::new()));
+                }
             };
             if text.len() > self.num_shown {
                 let increment = text[self.num_shown..].to_owned();
@@ -74,19 +81,6 @@ impl Iterator for Stream {
             }
             self.step();
         }
-    }
-}
-
-impl Stream {
-    /// The error is handed out once; the stream has no output after that.
-    fn take_error(&mut self) -> Option<crate::Error> {
-        let error = self.ended.take()?.err()?;
-        self.ended = Some(Err(crate::Error::Argument("the stream has failed and has no output".into())));
-        if self.num_shown == usize::MAX {
-            return None;
-        }
-        self.num_shown = usize::MAX;
-        Some(error)
     }
 }
 

@@ -49,6 +49,8 @@ pub(crate) enum Command {
     Bench(BenchArgs),
     /// Say what this machine has, what a model directory holds and what it will cost in memory.
     Info(InfoArgs),
+    /// Ask a model a question, then continue a few prompts in one batch, with the speed of each.
+    Demo(DemoArgs),
 }
 
 const GENERATE: &str = "\
@@ -189,6 +191,12 @@ pub(crate) struct InfoArgs {
     /// Tokens in a KV page
     #[arg(long, value_name = "N", default_value = "16", value_parser = positive)]
     pub(crate) page_size: usize,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DemoArgs {
+    #[command(flatten)]
+    pub(crate) engine: EngineArgs,
 }
 
 #[derive(Debug, Args)]

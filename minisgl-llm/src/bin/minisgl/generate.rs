@@ -18,10 +18,22 @@ use crate::jsonl::{Line, OutputLine};
 
 pub(crate) fn run(args: GenerateArgs) -> Result<()> {
     let params = args.sampling.checked_params()?;
-    let mut output = open_output(&args)?;
+    check_output(&args)?;
     match &args.input {
-        None => from_prompts(&args, params, &mut output),
-        Some(path) => from_lines(&args, path, params, &mut output),
+        None => from_prompts(&args, params),
+        Some(path) => from_lines(&args, path, params),
+    }
+}
+
+/// Refuses to replace what nobody asked to replace, before a model is loaded.
+fn check_output(args: &GenerateArgs) -> Result<()> {
+    let Some(path) = args.output.as_ref().filter(|_| !args.resume && !args.overwrite) else { return Ok(()) };
+    match std::fs::metadata(path) {
+        Ok(metadata) if metadata.is_file() && metadata.len() > 0 => Err(CliError::Usage(format!(
+            "{} exists: --resume goes on with it, --overwrite replaces it",
+            path.display()
+        ))),
+        _ => Ok(()),
     }
 }
 
@@ -48,17 +60,8 @@ fn open_output(args: &GenerateArgs) -> Result<Destination> {
     };
     let open = OpenOptions::new().read(args.resume).write(true).create(true).truncate(false).open(path);
     let mut file = open.map_err(CliError::file("open", path))?;
-    let metadata = file.metadata().map_err(CliError::file("read", path))?;
-    let mut num_done = 0;
-    if args.resume {
-        num_done = keep_whole_lines(&mut file, path)?;
-    } else if metadata.is_file() {
-        if metadata.len() > 0 && !args.overwrite {
-            return Err(CliError::Usage(format!(
-                "{} exists: --resume goes on with it, --overwrite replaces it",
-                path.display()
-            )));
-        }
+    let num_done = if args.resume { keep_whole_lines(&mut file, path)? } else { 0 };
+    if !args.resume && file.metadata().is_ok_and(|metadata| metadata.is_file()) {
         file.set_len(0).map_err(CliError::file("empty", path))?;
     }
     Ok(Destination { writer: Box::new(file), num_done, is_terminal: false })
@@ -92,13 +95,11 @@ fn keep_whole_lines(file: &mut File, path: &Path) -> Result<usize> {
 }
 
 /// The prompts of the command line: all are checked before anything runs.
-fn from_prompts(args: &GenerateArgs, params: SamplingParams, output: &mut Destination) -> Result<()> {
+fn from_prompts(args: &GenerateArgs, params: SamplingParams) -> Result<()> {
     let llm = args.engine.load()?;
+    let mut output = open_output(args)?;
     let default_format = if args.output.is_some() { Format::Jsonl } else { Format::Text };
     let format = args.format.unwrap_or(default_format);
-    if format == Format::Text && llm.tokenizer().is_err() {
-        llm.tokenizer()?;
-    }
     let seeds = 0..args.prompt.len() as u64;
     let params: Vec<_> = seeds
         .map(|i| SamplingParams { seed: Some(derive_seed(args.engine.seed, i)), ..params.clone() })
@@ -128,12 +129,7 @@ struct Shared {
 }
 
 /// A stream of lines: read as there is room, written in order as soon as they are complete.
-fn from_lines(
-    args: &GenerateArgs,
-    path: &Path,
-    params: SamplingParams,
-    output: &mut Destination,
-) -> Result<()> {
+fn from_lines(args: &GenerateArgs, path: &Path, params: SamplingParams) -> Result<()> {
     let is_stdin = path == Path::new("-");
     let input: Box<dyn Read> = match is_stdin {
         true => Box::new(std::io::stdin()),
@@ -147,6 +143,7 @@ fn from_lines(
     }
     let num_total = if is_stdin { None } else { Some(count_requests(path)?) };
     let llm = args.engine.load()?;
+    let mut output = open_output(args)?;
     let shared = Rc::new(RefCell::new(Shared::default()));
     let num_skipped = output.num_done;
     let requests = requests(BufReader::new(input), Rc::clone(&shared), params, args.engine.seed);

@@ -117,12 +117,8 @@ fn model(text: &mut String, dir: &Path, args: &InfoArgs, available_bytes: Option
     line(text, "vocabulary", format!("{} tokens{tied}", spec.vocab));
     line(text, "longest sequence", format!("{} tokens", spec.max_position));
     line(text, "eos ids", list(&spec.eos_token_ids));
-    let has_template =
-        ["chat_template.jinja", "chat_template.json"].iter().any(|name| dir.join(name).is_file())
-            || std::fs::read_to_string(dir.join("tokenizer_config.json"))
-                .is_ok_and(|t| t.contains("\"chat_template\""));
     line(text, "tokenizer", tokenizer(dir)?);
-    line(text, "chat template", if has_template { "yes" } else { "no" });
+    line(text, "chat template", if has_chat_template(dir) { "yes" } else { "no" });
 
     heading(text, "Memory");
     let weights =
@@ -172,6 +168,16 @@ fn num_weights(spec: &ModelSpec) -> usize {
 fn list(ids: &[u32]) -> String {
     let ids: Vec<_> = ids.iter().map(u32::to_string).collect();
     if ids.is_empty() { "none".into() } else { ids.join(", ") }
+}
+
+fn has_chat_template(dir: &Path) -> bool {
+    let in_config = || {
+        let text = std::fs::read(dir.join("tokenizer_config.json")).ok()?;
+        let config: serde_json::Value = serde_json::from_slice(&text).ok()?;
+        Some(!config["chat_template"].is_null())
+    };
+    let files = ["chat_template.jinja", "chat_template.json"];
+    files.iter().any(|name| dir.join(name).is_file()) || in_config().unwrap_or(false)
 }
 
 fn tokenizer(dir: &Path) -> Result<String> {
