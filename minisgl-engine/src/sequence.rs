@@ -216,8 +216,12 @@ impl SeqStore {
     }
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = (SeqIdx, &Sequence)> {
-        let slots = (0..self.chunks.len() * CHUNK).map(|idx| SeqIdx(idx as u32));
-        slots.filter_map(|idx| Some((idx, self.get(idx)?)))
+        let indices = (0..self.chunks.len() * CHUNK).map(|idx| SeqIdx(idx as u32));
+        let is_taken = move |&idx: &SeqIdx| {
+            let (at, slot) = split(idx);
+            (self.chunks[at].taken >> slot) & 1 == 1
+        };
+        indices.filter(is_taken).map(|idx| (idx, &self[idx]))
     }
 
     /// Slots that hold memory, taken or not.

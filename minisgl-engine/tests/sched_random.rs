@@ -108,7 +108,8 @@ fn a_million_random_operations_keep_every_invariant() {
         let num = run_on_random_results(seed, 2000);
         num_preemptions.fetch_add(num, std::sync::atomic::Ordering::Relaxed);
     });
-    assert!(num_preemptions.into_inner() > 0, "no run was ever short of pages");
+    let is_alone = std::env::var_os("SEED").is_some();
+    assert!(is_alone || num_preemptions.into_inner() > 0, "no run was ever short of pages");
 }
 
 /// Random operations on a checked device: whatever happens around a request, its output is that of its own tokens.
