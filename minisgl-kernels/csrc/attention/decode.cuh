@@ -1,9 +1,9 @@
 // `fi`: split-KV decode attention over pages of any size (after FlashInfer, Ye et al. 2025, and Flash-Decoding).
 //
 // Bound by reading K and V once. One CTA walks its range of the plan (plan.cu); its warps take the pieces in turn, each
-// with an online softmax of its own (decode_head.cuh). At a job's end each leaves its rows in shared memory and goes on;
-// the last to arrive merges them, in the warps' order. Waiting for each other instead would let the rings run full and
-// the memory idle, once a job: a fifth of the time where contexts are ragged.
+// with an online softmax of its own (decode_head.cuh). At a job's end each leaves its rows in shared memory and goes
+// on; the last to arrive merges them, in the warps' order. Waiting for each other instead would let the rings run full
+// and the memory idle, once a job.
 //
 // A warp copies rows into a ring of its own, with one bulk copy a row where the chip has them and with cp.async
 // elsewhere, and so waits for nothing but its own copies. Bulk copies ask L2 for whole rows: by cp.async the same bytes

@@ -80,8 +80,8 @@ struct JobCursor {
     }
 };
 
-// The slot of token lane % 16 of a piece. Rows before the window and after the end may lie in pages that were given away,
-// and 0 * NaN is NaN: in their place the nearest row that is seen is read once more.
+// The slot of token lane % 16 of a piece. Rows before the window and after the end may lie in pages that were given
+// away, and 0 * NaN is NaN: in their place the nearest row that is seen is read once more.
 __device__ inline uint32_t piece_slot(const msgl_attention_params& params, const JobCursor& cursor,
                                       const JobSizes& sizes, uint32_t piece) {
     const PlanSeq& seq = cursor.seq;
@@ -150,8 +150,7 @@ struct RowSum {
 };
 
 // At the end of a CTA's work: counts it in for each job that it shares, and combines those for which it is the last,
-// adding partial results in the order of their CTAs. All threads call it, after writing theirs and a barrier may be
-// missing.
+// adding partial results in the order of their CTAs. All threads call it once; it orders their earlier writes itself.
 template <typename T, int kHeadDim>
 __device__ void finish_shared_jobs(const msgl_attention_params& params, const PlanView& view,
                                    const PlanHeader& header, const JobSizes& sizes, SharedJobs& shared) {

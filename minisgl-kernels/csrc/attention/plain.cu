@@ -2,8 +2,9 @@
 //
 // One warp for each query token and head, an online softmax over four KV positions at a time, the head's elements
 // spread over the lanes. Sums are kept in two levels, 64 positions and all: added one by one, the rounding errors of a
-// long context would be several times those of a matrix product. Bound by instruction issue; it is here to be right for every dtype and size. Needs no plan:
-// the warp finds its sequence by binary search in the prefix sums of query lengths.
+// long context would be several times those of a matrix product. Bound by instruction issue; it is here to be right
+// for every dtype and size. Needs no plan: the warp finds its sequence by binary search in the prefix sums of query
+// lengths.
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 

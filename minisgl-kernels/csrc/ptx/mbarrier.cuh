@@ -1,5 +1,5 @@
-// Barriers in shared memory (PTX ISA, mbarrier; sm_80). A barrier is a 64-bit word; a phase ends when as many threads have
-// arrived as it was made for and every byte that was announced has been copied.
+// Barriers in shared memory (PTX ISA, mbarrier; sm_80). A barrier is a 64-bit word; a phase ends when as many threads
+// have arrived as it was made for and every byte that was announced has been copied.
 #pragma once
 #include <cstdint>
 

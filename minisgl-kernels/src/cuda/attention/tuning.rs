@@ -130,7 +130,8 @@ mod tests {
             let error = choose(prefill, decode, &offer).unwrap_err().to_string();
             assert!(error.contains(expected) && error.contains("fa"), "{error}");
         }
-        for (prefill, decode) in [(Fa, Fi), (Fa, Fa), (Fi, Fi), (Trtllm, Trtllm), (Fa, Trtllm), (Trtllm, Fi)] {
+        for (prefill, decode) in [(Fa, Fi), (Fa, Fa), (Fi, Fi), (Trtllm, Trtllm), (Fa, Trtllm), (Trtllm, Fi)]
+        {
             assert_eq!(choose(prefill, decode, &HOPPER).unwrap(), Some(Families { prefill, decode }));
         }
     }
@@ -151,13 +152,17 @@ mod tests {
                 (1..8).flat_map(|s| (1..40).flat_map(move |l| (0..4).map(move |n| (s, l, n))))
             {
                 for num_short in 0..6 {
-                    let lens = std::iter::repeat_n(short, num_short).chain(std::iter::repeat_n(long, num_long));
+                    let lens =
+                        std::iter::repeat_n(short, num_short).chain(std::iter::repeat_n(long, num_long));
                     let (num_tokens, num_seqs) = (lens.clone().sum::<usize>(), num_short + num_long);
                     for rows in [0, MIXED_DECODE_ROWS] {
                         let prefill = lens.clone().filter(|len| len * group > rows as usize);
                         let needed: usize = prefill.map(|len| (len * group).div_ceil(16)).sum();
                         let promised = num_tiles(num_tokens, num_seqs, group, 16, rows);
-                        assert!(needed <= promised, "{num_short} x {short}, {num_long} x {long}, {group}, {rows}");
+                        assert!(
+                            needed <= promised,
+                            "{num_short} x {short}, {num_long} x {long}, {group}, {rows}"
+                        );
                     }
                 }
             }
