@@ -13,6 +13,7 @@
 // Bound by bandwidth for greedy rows (two bytes a token), by the noise (ten rounds of Philox for four tokens, two
 // logarithms each) for the others: a token that cannot win even with the largest noise is passed over. The two
 // launches exist because one row alone must be spread over many SMs.
+#include "sample/candidates.cuh"
 #include "sample/filter.cuh"
 #include "sample/row.cuh"
 #include "sample/top_logprobs.cuh"
@@ -76,6 +77,7 @@ __global__ void __launch_bounds__(kFinishThreads) finish_kernel(msgl_sample_para
     uint64_t ranks[kWarpSize];
   } shared;
   __shared__ Partial whole;
+  __shared__ CandidateShared candidates;
   const uint32_t sample = blockIdx.x;
   const msgl_sample_spec spec = p.samples[sample];
   if (spec.seq_row >= p.max_rows) return;
@@ -90,17 +92,32 @@ __global__ void __launch_bounds__(kFinishThreads) finish_kernel(msgl_sample_para
   all = whole;
 
   if (filtered && all.tempered.max != -INFINITY) {
-    const uint32_t threshold = filter_threshold(row, spec, all.tempered, shared.filter);
+    const int shift = row.counts != nullptr ? 0 : kUnusedBits<T>;
+    const uint32_t bound = lower_bound(row, spec, all.tempered);
+    const uint32_t count = collect(row, bound, candidates);
     Partial mine = Partial::none();
-    for (uint32_t base = 0; base < p.vocab; base += kFinishThreads * kGroup) {
-      const uint32_t first = base + threadIdx.x * kGroup;
-      float x[kGroup];
-      row.load(first, p.vocab, x);
-#pragma unroll
-      for (uint32_t e = 0; e < kGroup; e++) {
-        if (float_key(x[e]) < threshold) x[e] = -INFINITY;
+    if (count <= kMaxCandidates) {
+      const CandidateList list{candidates.values, count, row.inv_temperature};
+      const uint32_t threshold =
+          filter_threshold(list, spec, p.vocab, shift, bound, all.tempered, shared.filter);
+      for (uint32_t i = threadIdx.x; i < count; i += kFinishThreads) {
+        if (float_key(candidates.values[i]) < threshold) continue;
+        const uint32_t token = candidates.tokens[i];
+        mine.best.take(candidates.values[i] * row.inv_temperature + gumbel(spec, token), token);
       }
-      take_noisy(mine.best, x, first, row.inv_temperature, spec);
+    } else {
+      const uint32_t threshold =
+          filter_threshold(row, spec, p.vocab, shift, bound, all.tempered, shared.filter);
+      for (uint32_t base = 0; base < p.vocab; base += kFinishThreads * kGroup) {
+        const uint32_t first = base + threadIdx.x * kGroup;
+        float x[kGroup];
+        row.load(first, p.vocab, x);
+#pragma unroll
+        for (uint32_t e = 0; e < kGroup; e++) {
+          if (float_key(x[e]) < threshold) x[e] = -INFINITY;
+        }
+        take_noisy(mine.best, x, first, row.inv_temperature, spec);
+      }
     }
     mine = block_merge(mine, row.inv_temperature, false, false, shared.partials);
     if (threadIdx.x == 0) whole.best = mine.best;

@@ -4,8 +4,12 @@
 // Each of top-k and top-p asks for the largest t whose tokens reach a target: k in number, or top_p of the mass.
 // Both measures grow as t falls, so t is found by bisection, exactly, over the order-preserving integers of
 // float_key(): seven pivots a pass over the row, which cuts the bracket to an eighth. bf16 logits without
-// penalties have 2^16 different keys, f16 ones 2^19, others 2^32. A row is read from L2 five times or so; a sort would read and
-// write it more often. Sums run in a fixed order, so the same row gives the same set.
+// penalties have 2^16 different keys, f16 ones 2^19, others 2^32. Sums run in a fixed order, so the same row gives
+// the same set.
+//
+// A pass over the row is what costs. So a cheap lower bound of t comes first, the few tokens above it are
+// collected in shared memory (sample/candidates.cuh), and the bisection runs over these; over the whole row only
+// where they are too many.
 #pragma once
 
 #include "sample/row.cuh"
@@ -28,8 +32,8 @@ struct FilterShared {
 };
 
 // Measures of {token: float_key(x) >= pivot} for each pivot: how many, or their mass exp((x - max) / temperature).
-template <typename T>
-__device__ void measure(const Row<T> &row, const uint32_t (&pivots)[kPivots], bool by_mass, float max,
+template <typename Tokens>
+__device__ void measure(const Tokens &row, const uint32_t (&pivots)[kPivots], bool by_mass, float max,
                         FilterShared &shared) {
   float sums[kPivots] = {};
   for (uint32_t first = threadIdx.x * kGroup; first < row.vocab; first += blockDim.x * kGroup) {
@@ -68,8 +72,8 @@ __device__ void measure(const Row<T> &row, const uint32_t (&pivots)[kPivots], bo
 
 // The largest t in [low, high] whose tokens measure at least `target`, where those of `low` do.
 // Keys are compared in steps of 2^shift, below which they do not differ.
-template <typename T>
-__device__ uint32_t largest_reaching(const Row<T> &row, uint32_t low, uint32_t high, int shift, float target,
+template <typename Tokens>
+__device__ uint32_t largest_reaching(const Tokens &row, uint32_t low, uint32_t high, int shift, float target,
                                      bool by_mass, float max, FilterShared &shared) {
   uint32_t lo = low >> shift, hi = (high >> shift) + 1;  // lo reaches the target, hi does not
   while (hi - lo > 1) {
@@ -98,35 +102,47 @@ __device__ uint32_t largest_reaching(const Row<T> &row, uint32_t low, uint32_t h
   return lo << shift;
 }
 
-// The smallest key that the sample's top_k, top_p and min_p keep.
-template <typename T>
-__device__ uint32_t filter_threshold(const Row<T> &row, const msgl_sample_spec &spec, const SoftmaxSum &all,
-                                     FilterShared &shared) {
-  const int shift = row.counts != nullptr ? 0 : kUnusedBits<T>;
-  const uint32_t top = float_key(all.max);
-  uint32_t low = float_key(-FLT_MAX);
-  float total = all.sum;
+__device__ __forceinline__ bool has_top_k(const msgl_sample_spec &spec, uint32_t vocab) {
+  return spec.top_k > 1 && static_cast<uint32_t>(spec.top_k) < vocab;
+}
 
-  if (spec.top_k > 1 && static_cast<uint32_t>(spec.top_k) < row.vocab) {
+// A key below which no token is kept by top-p: all tokens below it together weigh less than what may be dropped
+// of `total`.
+__device__ __forceinline__ uint32_t top_p_bound(const msgl_sample_spec &spec, const SoftmaxSum &all, float total,
+                                                float vocab, float inv_temperature) {
+  const float cut = all.max + logf(0.5f * (1.f - spec.top_p) * total / vocab) / inv_temperature;
+  return float_key(cut > -FLT_MAX ? cut : -FLT_MAX);
+}
+
+__device__ __forceinline__ uint32_t min_p_bound(const msgl_sample_spec &spec, const SoftmaxSum &all,
+                                                float inv_temperature) {
+  return float_key(all.max + logf(spec.min_p) / inv_temperature);
+}
+
+// The smallest key that the sample's top_k, top_p and min_p keep, where none below `low` is kept. `tokens` are
+// those of the row, or all of them from `low` on.
+template <typename Tokens>
+__device__ uint32_t filter_threshold(const Tokens &tokens, const msgl_sample_spec &spec, uint32_t vocab, int shift,
+                                     uint32_t low, const SoftmaxSum &all, FilterShared &shared) {
+  const uint32_t top = float_key(all.max);
+  float total = all.sum;
+  if (has_top_k(spec, vocab)) {
     // A row with fewer finite logits than k keeps them all: nothing reaches the target, and low stays.
-    low = largest_reaching(row, low, top, shift, static_cast<float>(spec.top_k), false, all.max, shared);
+    low = largest_reaching(tokens, low, top, shift, static_cast<float>(spec.top_k), false, all.max, shared);
     if (spec.top_p < 1.f) {
       uint32_t pivots[kPivots];
 #pragma unroll
       for (int i = 0; i < kPivots; i++) pivots[i] = low;
-      measure(row, pivots, true, all.max, shared);
+      measure(tokens, pivots, true, all.max, shared);
       total = shared.sums[0];
     }
   }
   if (spec.top_p < 1.f) {
-    // All tokens below `cut` together weigh less than what top_p may drop, so the search can start there.
-    const float droppable = (1.f - spec.top_p) * total / static_cast<float>(row.vocab);
-    const float cut = all.max + logf(0.5f * droppable) / row.inv_temperature;
-    const uint32_t start = cut > -FLT_MAX ? float_key(cut) : low;
-    low = largest_reaching(row, start > low ? start : low, top, shift, spec.top_p * total, true, all.max, shared);
+    const uint32_t start = top_p_bound(spec, all, total, static_cast<float>(vocab), tokens.inv_temperature);
+    low = largest_reaching(tokens, start > low ? start : low, top, shift, spec.top_p * total, true, all.max, shared);
   }
   if (spec.min_p > 0.f) {
-    const uint32_t least = float_key(all.max + logf(spec.min_p) / row.inv_temperature);
+    const uint32_t least = min_p_bound(spec, all, tokens.inv_temperature);
     if (least > low) low = least;
   }
   return low < top ? low : top;

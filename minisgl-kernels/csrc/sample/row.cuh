@@ -114,6 +114,13 @@ struct Best {
   }
 };
 
+// The noise of one token.
+__device__ __forceinline__ float gumbel(const msgl_sample_spec &spec, uint32_t token) {
+  const uint4 noise = token_noise(spec.seed, spec.position, token / 4);
+  const uint32_t low = token % 2 == 0 ? noise.x : noise.y, high = token % 2 == 0 ? noise.z : noise.w;
+  return -logf(-logf(unit_open(token % 4 < 2 ? low : high)));
+}
+
 // Takes a group with scores x / temperature + Gumbel noise (Gumbel 1954): the arg max is a draw from the softmax.
 // `x` is minus infinity for tokens that are out of the draw. Every lane of the warp must come here.
 //
