@@ -1,6 +1,5 @@
 //! cuBLASLt's descriptors, each destroyed on drop.
 
-use std::ffi::c_void;
 use std::mem::MaybeUninit;
 
 use cudarc::cublaslt::result::{self, CublasError};
@@ -60,28 +59,19 @@ impl Drop for MatrixLayout {
     }
 }
 
-/// What is computed: `D = alpha * A^T * B + beta * C (+ bias)` with sums in f32.
+/// What is computed: `D = alpha * A^T * B + beta * C` with sums in f32.
 pub(crate) struct MatmulDesc(pub(crate) sys::cublasLtMatmulDesc_t);
 
 // SAFETY: plain host memory of the library with one owner.
 unsafe impl Send for MatmulDesc {}
 
 impl MatmulDesc {
-    pub(crate) fn new(has_bias: bool) -> Result<Self, CublasError> {
+    pub(crate) fn new() -> Result<Self, CublasError> {
         // Not one of the FAST types: f32 operands are multiplied as f32, not as tf32.
         let compute = sys::cublasComputeType_t::CUBLAS_COMPUTE_32F;
         let desc = Self(result::create_matmul_desc(compute, sys::cudaDataType_t::CUDA_R_32F)?);
         desc.set(DescAttribute::CUBLASLT_MATMUL_DESC_TRANSA, &CUBLAS_OP_T)?;
-        if has_bias {
-            let epilogue = sys::cublasLtEpilogue_t::CUBLASLT_EPILOGUE_BIAS;
-            desc.set(DescAttribute::CUBLASLT_MATMUL_DESC_EPILOGUE, &epilogue)?;
-        }
         Ok(desc)
-    }
-
-    /// Where the next matmul finds its bias: one element for each row of `D`.
-    pub(crate) fn set_bias(&self, bias: *const c_void) -> Result<(), CublasError> {
-        self.set(DescAttribute::CUBLASLT_MATMUL_DESC_BIAS_POINTER, &bias)
     }
 
     fn set<T>(&self, attribute: DescAttribute, value: &T) -> Result<(), CublasError> {

@@ -1,8 +1,9 @@
 //! Linear layers by cuBLASLt: one plan a shape, kept.
 //!
 //! The library computes column-major matrices, so the row-major `out = x * weight^T` is asked for as
-//! `out^T = (weight^T)^T * x^T`: A is the weight, B the activations, D the output, and the bias runs along D's
-//! rows. A plan holds the descriptors and the algorithm for one shape; making one costs tens of microseconds of
+//! `out^T = (weight^T)^T * x^T`: A is the weight, B the activations, D the output. A bias is laid into the output
+//! first, which the product is then added to in f32: the library's own bias epilogue rounds the product to 16 bits
+//! before it adds. A plan holds the descriptors and the algorithm for one shape; making one costs tens of microseconds of
 //! host time, using one a few.
 
 mod descriptors;
@@ -36,18 +37,7 @@ pub(crate) struct Shape {
     k: usize,
     dtype: DType,
     out_dtype: DType,
-    bias: Bias,
-}
-
-/// How the bias is added.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-enum Bias {
-    None,
-    /// By the matmul's epilogue.
-    Epilogue,
-    /// It is in the output already, which the matmul adds to: the epilogue takes no bias of another dtype than
-    /// the output's.
-    InOutput,
+    has_bias: bool,
 }
 
 /// An algorithm for one shape.
@@ -120,18 +110,7 @@ pub(crate) fn linear(
             supported: "at least one".into(),
         });
     }
-    let shape = Shape {
-        rows,
-        n,
-        k,
-        dtype,
-        out_dtype: out.dtype,
-        bias: match bias {
-            None => Bias::None,
-            Some(_) if out.dtype == dtype => Bias::Epilogue,
-            Some(_) => Bias::InOutput,
-        },
-    };
+    let shape = Shape { rows, n, k, dtype, out_dtype: out.dtype, has_bias: bias.is_some() };
     let operands = Operands {
         weight: weight.buf.as_ptr(),
         x: x.buf.as_ptr(),
@@ -145,18 +124,6 @@ pub(crate) fn linear(
 /// # Safety
 /// The operands must have the sizes of `shape`.
 unsafe fn run(cuda: &mut Cuda, shape: Shape, operands: Operands) -> Result<()> {
-    if shape.bias == Bias::InOutput {
-        let params = msgl_broadcast_row_params {
-            out: operands.out,
-            row: operands.bias,
-            rows: check::u32_of(OP, "rows", shape.rows)?,
-            cols: check::u32_of(OP, "weight.rows", shape.n)?,
-            out_dtype: check::abi(shape.out_dtype),
-            row_dtype: check::abi(shape.dtype),
-        };
-        // SAFETY: the caller's promise: `out` is `rows` x `n`, `bias` has `n` elements.
-        unsafe { cuda.launch(OP, &params, msgl_broadcast_row)? };
-    }
     if !cuda.blas.plans.contains_key(&shape) {
         // SAFETY: the caller's promise.
         let plan = unsafe { tune::plan(cuda, shape, operands)? };
@@ -169,6 +136,18 @@ unsafe fn run(cuda: &mut Cuda, shape: Shape, operands: Operands) -> Result<()> {
             blas.num_large_plans += 1;
         }
         blas.plans.insert(shape, plan);
+    }
+    if shape.has_bias {
+        let params = msgl_broadcast_row_params {
+            out: operands.out,
+            row: operands.bias,
+            rows: check::u32_of(OP, "rows", shape.rows)?,
+            cols: check::u32_of(OP, "weight.rows", shape.n)?,
+            out_dtype: check::abi(shape.out_dtype),
+            row_dtype: check::abi(shape.dtype),
+        };
+        // SAFETY: the caller's promise: `out` is `rows` x `n`, `bias` has `n` elements.
+        unsafe { cuda.launch(OP, &params, msgl_broadcast_row)? };
     }
     let blas = &cuda.blas;
     let plan = &blas.plans[&shape];
@@ -187,11 +166,8 @@ impl Plan {
         operands: Operands,
         stream: &super::device::Stream,
     ) -> Result<(), CublasError> {
-        if shape.bias == Bias::Epilogue {
-            self.desc.set_bias(operands.bias)?;
-        }
         let alpha = 1f32;
-        let beta = if shape.bias == Bias::InOutput { 1f32 } else { 0.0 };
+        let beta = if shape.has_bias { 1f32 } else { 0.0 };
         // SAFETY: the caller's promise; the factors are f32 as the descriptor says and read before the call
         // returns; the workspace is the stream's alone.
         unsafe {

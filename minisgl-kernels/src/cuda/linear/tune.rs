@@ -7,7 +7,7 @@ use super::super::Cuda;
 use super::super::device::Event;
 use super::super::memory::DeviceBuf;
 use super::descriptors::{MatmulDesc, MatrixLayout, candidates};
-use super::{Bias, OP, Operands, Plan, Shape, WORKSPACE_BYTES};
+use super::{OP, Operands, Plan, Shape, WORKSPACE_BYTES};
 use crate::{KernelError, Result};
 
 /// Guesses that are timed. Each loads its kernel, which costs the start some milliseconds.
@@ -30,9 +30,8 @@ fn is_tuned(rows: usize) -> bool {
 /// # Safety
 /// The operands must have the sizes of `shape`. The output is overwritten.
 pub(super) unsafe fn plan(cuda: &mut Cuda, shape: Shape, operands: Operands) -> Result<Plan> {
-    // A measurement needs the stream to itself, and the output to be the product alone.
-    let measures =
-        cuda.blas.tunes && !cuda.is_capturing && is_tuned(shape.rows) && shape.bias != Bias::InOutput;
+    // A measurement needs the stream to itself, and leaves nonsense in the output.
+    let measures = cuda.blas.tunes && !cuda.is_capturing && is_tuned(shape.rows);
     let mut plans = guesses(cuda, shape, if measures { CANDIDATES } else { 1 })
         .map_err(|e| cuda.device.error(OP, format!("{e} while planning {shape:?}")))?;
     if plans.is_empty() {
@@ -55,7 +54,7 @@ fn guesses(cuda: &Cuda, shape: Shape, limit: usize) -> Result<Vec<Plan>, CublasE
     let make = || {
         let Shape { rows, n, k, dtype, out_dtype, .. } = shape;
         Ok::<_, CublasError>((
-            MatmulDesc::new(shape.bias == Bias::Epilogue)?,
+            MatmulDesc::new()?,
             MatrixLayout::new(dtype, k, n, k)?,
             MatrixLayout::new(dtype, k, rows, k)?,
             MatrixLayout::new(out_dtype, n, rows, n)?,
