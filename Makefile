@@ -21,8 +21,8 @@ demo: ## Build, and generate text with the bundled model.
 test: ## Run every test: kernels against the oracle, engine, command, documentation.
 	$(CARGO) test --workspace $(TESTS_FEATURES)
 
-bench: ## Measure ops and offline throughput; tables under bench/results/.
-	ci/bench
+bench: ## Measure ops and offline throughput; tables under bench/results/latest.
+	CUDA=$(CUDA) ci/bench
 
 lint: ## Check formatting, warnings, documentation and the rules of the repository.
 	ci/lint

@@ -3,11 +3,23 @@
 use std::sync::mpsc;
 use std::time::Duration;
 
+use minisgl_engine::config::Device;
 use minisgl_engine::request::{Event, FinishReason, Request, RequestParams, Sink, TokenLogprobs};
 use minisgl_engine::{Engine, EngineError, Submission};
 
 /// How long a test waits for one event before it says that the engine hangs.
 const PATIENCE: Duration = Duration::from_secs(120);
+
+/// The device that end-to-end tests run on: `MINISGL_TEST_DEVICE`, or the CPU.
+///
+/// # Panics
+/// If the variable names no device.
+pub fn device() -> Device {
+    match std::env::var("MINISGL_TEST_DEVICE") {
+        Ok(name) => name.parse().expect("MINISGL_TEST_DEVICE"),
+        Err(_) => Device::Cpu,
+    }
+}
 
 /// What one request gave.
 #[derive(Clone, Debug, PartialEq)]

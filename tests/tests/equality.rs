@@ -1,9 +1,9 @@
 //! The engine against the full-recompute oracle, and against itself: an output depends on nothing but its request.
 
-use minisgl_engine::config::{CacheType, Device, EngineConfig};
+use minisgl_engine::config::{CacheType, EngineConfig};
 use minisgl_engine::request::{FinishReason, Request, RequestParams};
 use minisgl_engine::{DType, Engine};
-use minisgl_tests::harness::{Generated, greedy, run};
+use minisgl_tests::harness::{Generated, device, greedy, run};
 use minisgl_tests::models::{ModelKind, TestModel, random_tokens};
 
 const MAX_TOKENS: usize = 24;
@@ -11,7 +11,7 @@ const MAX_TOKENS: usize = 24;
 fn config(model: &TestModel, dtype: DType) -> EngineConfig {
     EngineConfig {
         dtype: Some(dtype),
-        device: Device::Cpu,
+        device: device(),
         num_page_override: Some(4096),
         threads: Some(2),
         ..EngineConfig::new(model.dir())

@@ -2,11 +2,11 @@
 
 use std::path::{Path, PathBuf};
 
-use minisgl_engine::config::{Device, EngineConfig};
+use minisgl_engine::config::EngineConfig;
 use minisgl_engine::request::{Request, RequestParams};
 use minisgl_engine::{DType, Engine};
 use minisgl_reference::{Activation, Decoder, DecoderSpec, Precision, RopeScaling, RopeSpec, Weights};
-use minisgl_tests::harness::{Generated, run};
+use minisgl_tests::harness::{Generated, device, run};
 use serde::Deserialize;
 
 #[derive(Deserialize)]
@@ -33,7 +33,7 @@ fn goldens() -> Vec<Golden> {
 fn generate(dtype: DType, goldens: &[Golden]) -> Vec<Generated> {
     let config = EngineConfig {
         dtype: Some(dtype),
-        device: Device::Cpu,
+        device: device(),
         num_page_override: Some(512),
         ..EngineConfig::new(model_dir())
     };
@@ -76,7 +76,7 @@ fn f32_equals_transformers() {
 fn eos_ends_the_goldens_that_end() {
     let goldens = goldens();
     let config =
-        EngineConfig { device: Device::Cpu, dtype: Some(DType::F32), ..EngineConfig::new(model_dir()) };
+        EngineConfig { device: device(), dtype: Some(DType::F32), ..EngineConfig::new(model_dir()) };
     let engine = Engine::start(config, None).expect("the bundled model");
     let request = |golden: &Golden| Request {
         token_ids: golden.prompt_ids.clone(),
