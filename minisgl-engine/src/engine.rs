@@ -1,7 +1,6 @@
 //! The engine: its door for callers, and how it starts.
 
 use std::fmt;
-use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::thread::JoinHandle;
@@ -337,9 +336,4 @@ impl Start {
         tracing::info!(device = info.device, num_pages = info.num_pages, %dtype, "engine ready");
         Ok((Worker::new(runner, scheduler, shared, overlap), info, limits))
     }
-}
-
-/// Whether `path` holds a model directory.
-pub fn is_model_dir(path: &Path) -> bool {
-    path.join("config.json").is_file()
 }

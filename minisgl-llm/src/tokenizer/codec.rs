@@ -20,6 +20,9 @@ pub(crate) trait Codec: Send + Sync {
     fn decoder(&self) -> Value;
 }
 
+/// Tables are indexed by id: an absurd one must not take all memory.
+const MAX_ID: u32 = 1 << 24;
+
 /// The `tokenizers` crate.
 pub(crate) struct HfCodec {
     inner: tokenizers::Tokenizer,
@@ -35,7 +38,15 @@ impl HfCodec {
     }
 
     pub(crate) fn from_bytes(bytes: &[u8]) -> std::result::Result<Self, String> {
-        let mut inner = tokenizers::Tokenizer::from_bytes(bytes).map_err(|e| e.to_string())?;
+        // The library panics where JSON breaks off inside of a component: look at the syntax first, and catch what
+        // else it panics at.
+        serde_json::from_slice::<serde::de::IgnoredAny>(bytes).map_err(|e| e.to_string())?;
+        let mut inner = std::panic::catch_unwind(|| tokenizers::Tokenizer::from_bytes(bytes))
+            .map_err(|_| "a part of it is malformed".to_owned())?
+            .map_err(|e| e.to_string())?;
+        if let Some(id) = inner.get_vocab(true).into_values().find(|&id| id > MAX_ID) {
+            return Err(format!("token id {id} is above {MAX_ID}"));
+        }
         inner.with_truncation(None).map_err(|e| e.to_string())?;
         inner.with_padding(None);
         Ok(Self { inner })
