@@ -129,9 +129,7 @@ impl Engine {
         match config.device {
             Device::Cpu => Self::start_cpu(config, progress),
             #[cfg(feature = "cuda")]
-            Device::Auto if minisgl_kernels::cuda::num_devices() > 0 => {
-                Self::start_cuda(config, 0, progress)
-            }
+            Device::Auto if minisgl_kernels::cuda::num_devices() > 0 => Self::start_cuda(config, 0, progress),
             Device::Auto => Self::start_cpu(config, progress),
             #[cfg(feature = "cuda")]
             Device::Cuda(ordinal) => Self::start_cuda(config, ordinal, progress),

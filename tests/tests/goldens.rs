@@ -75,8 +75,7 @@ fn f32_equals_transformers() {
 #[test]
 fn eos_ends_the_goldens_that_end() {
     let goldens = goldens();
-    let config =
-        EngineConfig { device: device(), dtype: Some(DType::F32), ..EngineConfig::new(model_dir()) };
+    let config = EngineConfig { device: device(), dtype: Some(DType::F32), ..EngineConfig::new(model_dir()) };
     let engine = Engine::start(config, None).expect("the bundled model");
     let request = |golden: &Golden| Request {
         token_ids: golden.prompt_ids.clone(),
