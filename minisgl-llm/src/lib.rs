@@ -51,3 +51,8 @@ pub use prompt::{IntoPrompts, Message, Prompt};
 pub use stream::{AbortHandle, Stream};
 pub use template::{ChatOptions, ChatTemplate};
 pub use tokenizer::{Detokenizer, Tokenizer};
+
+/// The programs of the README, compiled.
+#[cfg(doctest)]
+#[doc = include_str!("../../README.md")]
+struct Readme;

@@ -163,7 +163,8 @@ impl LLM {
     /// # Errors
     /// As [`render_chat`](Self::render_chat); the model has no tokenizer.
     pub fn encode_chat(&self, messages: &[Message], options: &ChatOptions) -> Result<Vec<u32>> {
-        self.tokenizer()?.encode(&self.render_chat(messages, options)?, false)
+        let text = self.render_chat(messages, options)?;
+        self.tokenizer()?.encode(&text, false)
     }
 
     /// The model's tokenizer.

@@ -10,7 +10,7 @@ use minisgl_llm::{AttentionBackend, CacheType, DType, Device, LLM, LLMBuilder, S
 /// A model is a directory of Hugging Face files (config.json, *.safetensors, tokenizer.json) or a model id like
 /// org/name or org/name@revision, which is fetched once into the usual cache.
 #[derive(Debug, Parser)]
-#[command(version, max_term_width = 100, after_long_help = ENVIRONMENT)]
+#[command(name = "minisgl", version, max_term_width = 100, after_long_help = ENVIRONMENT)]
 pub(crate) struct Cli {
     #[command(subcommand)]
     pub(crate) command: Command,
