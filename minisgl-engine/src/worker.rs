@@ -132,7 +132,7 @@ impl<B: Backend> Worker<B> {
         for command in commands {
             match command {
                 Command::Submit(submissions) => {
-                    submissions.into_iter().for_each(|queued| self.submit(queued))
+                    submissions.into_iter().for_each(|queued| self.submit(queued));
                 }
                 Command::Abort(id) => {
                     self.scheduler.abort(id, &mut self.updates);

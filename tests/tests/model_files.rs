@@ -122,7 +122,7 @@ fn windows_by_layer() {
     edit_config(model.dir(), |config| config["layer_types"] = json!(["full_attention"]));
     refused(model.dir(), &["layer_types"]);
     edit_config(model.dir(), |config| {
-        config["layer_types"] = json!(["full_attention", "x", "full_attention"])
+        config["layer_types"] = json!(["full_attention", "x", "full_attention"]);
     });
     refused(model.dir(), &["layer_types"]);
 }
