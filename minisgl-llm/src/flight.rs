@@ -87,6 +87,18 @@ impl Flight {
         Ok(())
     }
 
+    /// Shows how far the requests are.
+    pub(crate) fn set_progress(&mut self, progress: Option<Progress>) {
+        self.progress = progress;
+    }
+
+    /// Counts a prompt that ended without being submitted.
+    pub(crate) fn count_refused(&mut self) {
+        if let Some(progress) = &mut self.progress {
+            progress.add_ended();
+        }
+    }
+
     /// Prompts that have not ended.
     pub(crate) fn len(&self) -> usize {
         self.running.len()
@@ -213,5 +225,39 @@ impl Drop for ChannelSink {
         if !self.ended {
             self.send(Event::Failed(EngineError::Dead("the request was dropped before it ended".into())));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use minisgl_engine::request::{FinishReason, Timings};
+
+    use super::*;
+
+    fn sink() -> (ChannelSink, Receiver<Tagged>) {
+        let (sender, receiver) = crossbeam_channel::unbounded();
+        (ChannelSink { sender, index: 3, completion: 1, ended: false }, receiver)
+    }
+
+    #[test]
+    fn a_sink_that_is_dropped_before_the_end_says_so() {
+        let (mut sink, receiver) = sink();
+        assert!(sink.send(Event::Token { token: 1, logprobs: None }));
+        drop(sink);
+        let last = receiver.iter().last().unwrap();
+        assert_eq!((last.index, last.completion), (3, 1));
+        assert!(matches!(last.event, Event::Failed(EngineError::Dead(_))), "{:?}", last.event);
+    }
+
+    #[test]
+    fn an_end_is_said_once_and_a_caller_that_left_is_noticed() {
+        let (mut sink, receiver) = sink();
+        let timings = Timings::default();
+        sink.send(Event::Finished { reason: FinishReason::Stop, num_cached_tokens: 0, timings });
+        drop(sink);
+        assert_eq!(receiver.iter().count(), 1);
+        let (mut sink, receiver) = self::sink();
+        drop(receiver);
+        assert!(!sink.send(Event::Token { token: 1, logprobs: None }));
     }
 }

@@ -6,6 +6,7 @@ use crate::flight::Flight;
 use crate::llm::Inner;
 use crate::output::Output;
 use crate::params::SamplingParams;
+use crate::progress::Progress;
 use crate::prompt::Prompt;
 
 /// Prompts submitted ahead of the sequences that run, so that the engine never waits for the caller: as many
@@ -34,6 +35,14 @@ impl<I: Iterator<Item = Result<(Prompt, SamplingParams), String>>> GenerateIter<
     pub(crate) fn new(inner: Arc<Inner>, requests: I) -> Self {
         let flight = Flight::new(Arc::clone(&inner), None);
         Self { inner, flight, requests: Some(requests), num_taken: 0, ready: VecDeque::new() }
+    }
+
+    /// Shows a bar over the outputs where standard error is a terminal; `num_requests` is how many there will be,
+    /// where that is known.
+    #[must_use]
+    pub fn with_progress(mut self, num_requests: Option<usize>) -> Self {
+        self.flight.set_progress(Progress::on_terminal(num_requests));
+        self
     }
 
     fn refill(&mut self) {
@@ -82,7 +91,13 @@ impl<I: Iterator<Item = Result<(Prompt, SamplingParams), String>>> Iterator for 
         if self.ready.is_empty() && self.requests.is_some() {
             self.refill();
         }
-        self.ready.pop_front().or_else(|| self.flight.next_ended())
+        match self.ready.pop_front() {
+            Some(refused) => {
+                self.flight.count_refused();
+                Some(refused)
+            }
+            None => self.flight.next_ended(),
+        }
     }
 }
 

@@ -68,7 +68,7 @@ impl LLM {
     pub fn generate(&self, prompts: impl IntoPrompts, params: impl Into<ParamsList>) -> Result<Vec<Output>> {
         let jobs = self.inner.prepare_all(prompts.into_prompts(), &params.into())?;
         let num_prompts = jobs.len();
-        let progress = if self.inner.progress { Progress::on_terminal(num_prompts) } else { None };
+        let progress = if self.inner.progress { Progress::on_terminal(Some(num_prompts)) } else { None };
         let mut flight = Flight::new(Arc::clone(&self.inner), progress);
         flight.submit(jobs)?;
         let mut outputs: Vec<Option<Result<Output>>> = (0..num_prompts).map(|_| None).collect();

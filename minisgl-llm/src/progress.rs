@@ -16,11 +16,17 @@ pub(crate) struct Progress {
 const REDRAW: Duration = Duration::from_millis(100);
 
 impl Progress {
-    /// A bar over `num_requests`, or `None` where standard error is no terminal.
-    pub(crate) fn on_terminal(num_requests: usize) -> Option<Self> {
+    /// A bar over `num_requests`, where that is known, or `None` where standard error is no terminal.
+    pub(crate) fn on_terminal(num_requests: Option<usize>) -> Option<Self> {
         std::io::stderr().is_terminal().then(|| {
-            let bar = ProgressBar::new(num_requests as u64);
-            bar.set_style(style("{bar:30} {pos}/{len} requests  {msg}  [{elapsed} < {eta}]"));
+            let bar = match num_requests {
+                Some(num) => ProgressBar::new(num as u64)
+                    .with_style(style("{bar:30} {pos}/{len} requests  {msg}  [{elapsed} < {eta}]")),
+                None => {
+                    ProgressBar::no_length().with_style(style("{spinner} {pos} requests  {msg}  [{elapsed}]"))
+                }
+            };
+            bar.tick();
             let now = Instant::now();
             Self { bar, start: now, last_shown: now, prompt_tokens: 0, output_tokens: 0 }
         })

@@ -6,10 +6,8 @@ use std::fs::{File, OpenOptions};
 use std::io::{BufRead, BufReader, IsTerminal, Read, Seek, SeekFrom, Write};
 use std::path::Path;
 use std::rc::Rc;
-use std::time::{Duration, Instant};
 
-use indicatif::{ProgressBar, ProgressStyle};
-use minisgl_llm::{LLM, Prompt, SamplingParams, derive_seed};
+use minisgl_llm::{Prompt, SamplingParams, derive_seed};
 use serde_json::Value;
 
 use crate::args::{Format, GenerateArgs};
@@ -147,11 +145,14 @@ fn from_lines(args: &GenerateArgs, path: &Path, params: SamplingParams) -> Resul
     let shared = Rc::new(RefCell::new(Shared::default()));
     let num_skipped = output.num_done;
     let requests = requests(BufReader::new(input), Rc::clone(&shared), params, args.engine.seed);
-    let mut bar =
-        Bar::new(&llm, num_total.map(|num| num.saturating_sub(num_skipped)), args, output.is_terminal);
+    let mut outputs = llm.generate_iter_each(requests.skip(num_skipped));
+    // The bar and the lines would disturb each other.
+    if !args.engine.no_progress && !output.is_terminal {
+        outputs = outputs.with_progress(num_total.map(|num| num.saturating_sub(num_skipped)));
+    }
     let mut finished = BTreeMap::new();
     let mut num_failed = 0;
-    for (number, result) in llm.generate_iter_each(requests.skip(num_skipped)) {
+    for (number, result) in outputs {
         let index = num_skipped + number;
         let id = shared.borrow_mut().ids.remove(&index);
         let line = match result {
@@ -166,9 +167,7 @@ fn from_lines(args: &GenerateArgs, path: &Path, params: SamplingParams) -> Resul
             output.write(&line)?;
             output.num_done += 1;
         }
-        bar.advance(&llm);
     }
-    drop(bar);
     if let Some(source) = shared.borrow_mut().read_error.take() {
         return Err(CliError::File { action: "read", path: path.into(), source });
     }
@@ -234,64 +233,6 @@ fn requests(
         index += 1;
         Some(request)
     })
-}
-
-/// Progress over lines, unless the lines themselves go to the terminal.
-struct Bar {
-    bar: Option<ProgressBar>,
-    start: Instant,
-    last_shown: Instant,
-    prompt_tokens: u64,
-    output_tokens: u64,
-}
-
-impl Bar {
-    fn new(llm: &LLM, num_requests: Option<usize>, args: &GenerateArgs, output_is_terminal: bool) -> Self {
-        let visible = !args.engine.no_progress && !output_is_terminal && std::io::stderr().is_terminal();
-        let bar = visible.then(|| {
-            let (bar, template) = match num_requests {
-                Some(num) => (
-                    ProgressBar::new(num as u64),
-                    "{bar:30} {pos}/{len} requests  {msg}  [{elapsed} < {eta}]",
-                ),
-                None => (ProgressBar::no_length(), "{spinner} {pos} requests  {msg}  [{elapsed}]"),
-            };
-            let style = ProgressStyle::with_template(template);
-            bar.with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
-        });
-        let (stats, now) = (llm.stats(), Instant::now());
-        Self {
-            bar,
-            start: now,
-            last_shown: now,
-            prompt_tokens: stats.counters.prompt_tokens,
-            output_tokens: stats.counters.output_tokens,
-        }
-    }
-
-    fn advance(&mut self, llm: &LLM) {
-        let Some(bar) = &self.bar else { return };
-        bar.inc(1);
-        if self.last_shown.elapsed() < Duration::from_millis(200) {
-            return;
-        }
-        self.last_shown = Instant::now();
-        let stats = llm.stats();
-        let seconds = self.start.elapsed().as_secs_f64();
-        bar.set_message(format!(
-            "prompt {:.0} tok/s, output {:.0} tok/s",
-            (stats.counters.prompt_tokens - self.prompt_tokens) as f64 / seconds,
-            (stats.counters.output_tokens - self.output_tokens) as f64 / seconds
-        ));
-    }
-}
-
-impl Drop for Bar {
-    fn drop(&mut self) {
-        if let Some(bar) = &self.bar {
-            bar.finish_and_clear();
-        }
-    }
 }
 
 #[cfg(test)]
