@@ -28,21 +28,19 @@ use super::{Cpu, with_element};
 use crate::{DType, KernelError, Result, Tensor};
 use dot::{DotF32, DotPairs};
 use pack::{Layout, Pack};
-use panel::{Panel, SUMS_LEN, group_rows};
+use panel::{PANEL, Panel, SUMS_LEN, group_rows};
 
 const OP: &str = "linear";
 
 /// Multiplications that one thread does in the time that it takes to wake another.
 const MIN_PRODUCTS_PER_THREAD: usize = 1 << 15;
 
-/// Weights of a panel, so that in f32 they take 512 KiB of the second-level cache,
-const PANEL_LEN: usize = 1 << 17;
+/// Groups of rows from which on it pays to convert weights of 16 bits once for all of them, through the cache,
+/// rather than on the way to each tile.
+const MIN_GROUPS_TO_CONVERT: usize = 8;
 
-/// or more where there are few rows: then the weights are not kept, and the results are what takes room.
-const PANEL_LEN_OUT: usize = 1 << 12;
-
-/// Columns of a panel at most.
-const MAX_PANEL: usize = 256;
+/// Results that are kept before they are rounded.
+const MAX_RESULTS: usize = 1 << 12;
 
 pub(super) fn linear(
     cpu: &mut Cpu,
@@ -120,7 +118,7 @@ impl<E: Element> Call<'_, E> {
                 self.for_panels(cpu, out, &|cols, out, scratch| {
                     let weight = &self.weight[cols.start * k..cols.end * k];
                     // Weights of 16 bits that meet several groups of rows are converted once for all of them.
-                    if size_of::<E>() == size_of::<f32>() || layout.num_groups() <= 2 {
+                    if size_of::<E>() == size_of::<f32>() || layout.num_groups() < MIN_GROUPS_TO_CONVERT {
                         let sums = scratch.get(SUMS_LEN);
                         dispatch(isa, PanelOfF32(Panel { x, layout, weight, out, sums }));
                     } else {
@@ -139,7 +137,8 @@ impl<E: Element> Call<'_, E> {
     fn for_panels<O: Element>(&self, cpu: &Cpu, out: Disjoint<'_, O>, body: &PanelBody<'_>) {
         let (isa, rows, n) = (cpu.isa, self.rows, self.n);
         let grain = MIN_PRODUCTS_PER_THREAD.div_ceil(rows * self.k).next_multiple_of(4);
-        let most = (PANEL_LEN / self.k).max(PANEL_LEN_OUT / rows).clamp(4, MAX_PANEL) / 4 * 4;
+        // For a few rows the weights stream by, and longer runs of them are better.
+        let most = (MAX_RESULTS / rows).clamp(PANEL, 4 * PANEL) / PANEL * PANEL;
         let scratch = &cpu.thread_scratch;
         cpu.pool.for_chunks(n, grain, &|thread, range| {
             let mut scratch = lock(&scratch[thread]);

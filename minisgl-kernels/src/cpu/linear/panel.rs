@@ -11,15 +11,13 @@ use crate::cpu::simd::{Element, LANES, Simd};
 /// length, 24 KiB, stay in the first-level cache while the weights stream past them.
 const BLOCK_BYTES: usize = 4096;
 
-/// Weight rows that meet all rows before the next weights are read: 64 rows of a block, at most 256 KiB, stay in
-/// the second-level cache.
-const PANEL: usize = 64;
+/// Weight rows that meet some rows before the next weights are read: 64 rows of a block, at most 256 KiB, stay in
+/// the second-level cache, and a packed group, once in the first, is used for 16 tiles.
+pub(super) const PANEL: usize = 64;
 
-/// The same when K has several blocks, so that sums of 16 lanes must be kept between them.
-const PANEL_WITH_SUMS: usize = 16;
-
-/// Row groups whose sums are kept at a time: 64 groups of 6 rows x 16 columns x 16 lanes are 393 KiB.
-const GROUPS_WITH_SUMS: usize = 64;
+/// Row groups that meet a panel at a time when K has several blocks, so that sums of 16 lanes must be kept between
+/// them: 16 groups of 6 rows x 64 columns x 16 lanes are 393 KiB, also in the second-level cache.
+const GROUPS_WITH_SUMS: usize = 16;
 
 /// Bytes ahead of the loads that weights are prefetched when they stream from memory.
 const PREFETCH_BYTES: usize = 1024;
@@ -31,7 +29,7 @@ pub(super) const fn group_rows(wide: bool) -> usize {
 }
 
 /// f32 of working memory that a panel needs.
-pub(super) const SUMS_LEN: usize = GROUPS_WITH_SUMS * 6 * PANEL_WITH_SUMS * LANES;
+pub(super) const SUMS_LEN: usize = GROUPS_WITH_SUMS * 6 * PANEL * LANES;
 
 /// All rows against some rows of weights.
 pub(super) struct Panel<'a, X, W> {
@@ -67,10 +65,9 @@ impl<X: Element, W: Element> Panel<'_, X, W> {
         let streams = num_groups == 1;
         let block_steps = if streams { num_steps } else { BLOCK_BYTES / size_of::<X>() / D::STEP }.max(1);
         let num_blocks = num_steps.div_ceil(block_steps);
-        let (panel, groups) =
-            if num_blocks == 1 { (PANEL, num_groups) } else { (PANEL_WITH_SUMS, GROUPS_WITH_SUMS) };
-        for col in (0..num_cols).step_by(panel) {
-            let cols = col..num_cols.min(col + panel);
+        let groups = if num_blocks == 1 { num_groups } else { GROUPS_WITH_SUMS };
+        for col in (0..num_cols).step_by(PANEL) {
+            let cols = col..num_cols.min(col + PANEL);
             for group in (0..num_groups).step_by(groups) {
                 let groups = group..num_groups.min(group + groups);
                 for block in 0..num_blocks {
