@@ -2,7 +2,7 @@
 
 use super::buf::{Buf, Plain};
 use super::check::{Disjoint, below, equal, names, rows_mut};
-use super::simd::{Element, Kernel, LANES, Simd, dispatch, store_partial};
+use super::simd::{Element, Kernel, LANES, Simd, dispatch, store_any};
 use super::{Cpu, with_element};
 use crate::{DType, Result, Tensor};
 
@@ -62,7 +62,7 @@ impl<E: Element, D: Element> Kernel for Convert<'_, E, D> {
         for (src, dst) in self.src.chunks(LANES * size_of::<E>()).zip(self.dst.chunks_mut(LANES)) {
             let mut aligned = [E::ZERO; LANES];
             bytes_mut(&mut aligned)[..src.len()].copy_from_slice(src);
-            store_partial(s, E::load(s, &aligned), dst);
+            store_any(s, E::load(s, &aligned), dst);
         }
     }
 }
@@ -108,7 +108,7 @@ impl<D: Element> Kernel for Fill<'_, D> {
             for (half, dst) in dst.chunks_mut(LANES).enumerate() {
                 let word = words[half / 2];
                 let bits = if half % 2 == 0 { s.shr::<16>(word) } else { s.and(word, s.splat_u32(0xffff)) };
-                store_partial(s, s.fma(s.i32_to_f32(bits), step, low), dst);
+                store_any(s, s.fma(s.i32_to_f32(bits), step, low), dst);
             }
         }
     }
