@@ -31,7 +31,7 @@ fmt: ## Format the code.
 	$(CARGO) fmt --all
 
 doc: ## Build the documentation of all crates.
-	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps
+	RUSTDOCFLAGS="-D warnings -A rustdoc::private-intra-doc-links" $(CARGO) doc --workspace --no-deps
 
 fuzz: ## Feed broken files to every reader for FUZZ_SECONDS (default 20) each.
 	ci/fuzz
