@@ -36,9 +36,11 @@ CHATS = [
 
 
 def prompts(tokenizer):
-    for text in TEXTS:
+    for text in TEXTS[:7]:
         yield text, None, tokenizer(text).input_ids
     yield None, None, TOKEN_IDS
+    for text in TEXTS[7:]:
+        yield text, None, tokenizer(text).input_ids
     for chat in CHATS:
         text = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
         yield text, chat, tokenizer(text, add_special_tokens=False).input_ids
