@@ -19,7 +19,7 @@ demo: ## Build, and generate text with the bundled model.
 	$(CARGO) run --release --quiet -p minisgl-llm $(LLM_FEATURES) --bin minisgl -- demo --model models/rust-docs-6m
 
 test: ## Run every test: kernels against the oracle, engine, command, documentation.
-	$(CARGO) test --workspace $(TESTS_FEATURES)
+	$(CARGO) test --workspace --no-fail-fast $(TESTS_FEATURES)
 
 bench: ## Measure ops and offline throughput; tables under bench/results/latest.
 	CUDA=$(CUDA) ci/bench
