@@ -3,6 +3,7 @@
 use minisgl_engine::config::{CacheType, EngineConfig};
 use minisgl_engine::request::{FinishReason, Request, RequestParams};
 use minisgl_engine::{DType, Engine};
+use minisgl_reference::{Decoder, Precision};
 use minisgl_tests::harness::{Generated, device, greedy, run};
 use minisgl_tests::models::{ModelKind, TestModel, random_tokens};
 
@@ -81,8 +82,21 @@ fn equals_oracle(kind: ModelKind, shards: usize) {
         assert_eq!(output.tokens.len(), MAX_TOKENS);
         assert_eq!(output.reason, FinishReason::Length);
         let gaps = model.oracle.greedy_gaps(prompt, &output.tokens);
-        assert!(gaps.iter().all(|&gap| gap == 0.0), "{kind:?}, {} prompt tokens: {gaps:?}", prompt.len());
+        if gaps.iter().any(|&gap| gap > 0.0) {
+            // Two logits may be closer than f32 tells apart: as close as a naive f32 decoder errs, twice for a real
+            // kernel and twice because two logits move.
+            let slack = 4.0 * f32_error(&model, prompt, &output.tokens);
+            assert!(gaps.iter().all(|&gap| gap <= slack), "{kind:?}, {prompt:?}: {gaps:?}, slack {slack}");
+        }
     }
+}
+
+/// Largest error of a logit when every intermediate is rounded to f32.
+fn f32_error(model: &TestModel, prompt: &[u32], output: &[u32]) -> f64 {
+    let naive = Decoder { precision: Precision::F32, ..model.oracle.clone() };
+    let tokens = [prompt, output].concat();
+    let (exact, rounded) = (model.oracle.logits(&tokens), naive.logits(&tokens));
+    exact.iter().flatten().zip(rounded.iter().flatten()).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max)
 }
 
 #[test]
