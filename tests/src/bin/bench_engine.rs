@@ -11,7 +11,7 @@ use minisgl_engine::request::{Request, RequestParams};
 use minisgl_engine::{DType, Engine, Submission};
 use minisgl_tests::harness::{ChannelSink, collect};
 use minisgl_tests::models::random_tokens;
-use minisgl_tests::report::{Limits, Report, Row};
+use minisgl_tests::report::{Limits, Report, Row, Work, parse_prompts};
 
 /// Measures decode and prefill of whole models with random weights.
 #[derive(Parser)]
@@ -56,12 +56,6 @@ enum Part {
     Prefill,
     /// A workload of many requests.
     Offline,
-}
-
-fn parse_prompts(text: &str) -> Result<(usize, usize), String> {
-    let (count, len) = text.split_once('x').ok_or("expected COUNTxLENGTH, as in 1x512")?;
-    let parse = |part: &str| part.parse().map_err(|error| format!("'{part}': {error}"));
-    Ok((parse(count)?, parse(len)?))
 }
 
 fn main() {
@@ -174,13 +168,23 @@ impl Bench {
         });
         let bytes = self.decode_bytes(batch, context + steps / 2);
         Row {
+            series: self.name.clone(),
             name: format!("{} decode, batch {batch}, context {context}", self.name),
             value: seconds * 1e3,
             unit: "ms a step",
             rate: format!("{:.1} tok/s, {:.1} GB/s", batch as f64 / seconds, bytes / seconds / 1e9),
-            share: bytes / seconds / limits.bytes_per_s,
-            limit: "read bandwidth",
+            share: Some((bytes / seconds / limits.bytes_per_s, limits.bytes_name)),
+            work: Some(Work { bytes, flops: self.flops(batch, context + steps / 2), seconds }),
         }
+    }
+
+    /// Floating-point operations of a decode step.
+    fn flops(&self, batch: usize, context: usize) -> f64 {
+        let spec = &self.spec;
+        let (body, tables) = spec.num_params();
+        let head = if spec.tied { tables } else { tables / 2 };
+        let attention = 4 * spec.num_layers * spec.num_heads * spec.head_dim * context;
+        (batch * (2 * (body + head) + attention)) as f64
     }
 
     fn prefill(&mut self, (count, len): (usize, usize), args: &Args, limits: &Limits) -> Row {
@@ -195,12 +199,14 @@ impl Bench {
             2.0 * (spec.num_layers * spec.num_heads * spec.head_dim) as f64 * (len * (len + 1)) as f64;
         let flops = count as f64 * (2.0 * body as f64 * len as f64 + 2.0 * head as f64 + attention);
         Row {
+            series: self.name.clone(),
             name: format!("{} prefill, {count} x {len}", self.name),
             value: (count * len) as f64 / seconds,
             unit: "tok/s",
             rate: format!("{:.1} GFLOP/s", flops / seconds / 1e9),
-            share: flops / seconds / limits.flops_per_s,
-            limit: limits.flops_name,
+            share: Some((flops / seconds / limits.flops_per_s, limits.flops_name)),
+            // The weights are read once for each chunk at least.
+            work: Some(Work { bytes: self.decode_bytes(0, 0), flops, seconds }),
         }
     }
 
@@ -230,12 +236,13 @@ impl Bench {
             pairs.iter().map(|&(len, max)| max as f64 * (len as f64 + max as f64 / 2.0)).sum();
         let bytes = steps * self.decode_bytes(0, 0) + kv_tokens * kv;
         Ok(Row {
+            series: self.name.clone(),
             name: format!("{} offline, {} requests", self.name, pairs.len()),
             value: output as f64 / seconds,
             unit: "output tok/s",
             rate: format!("{seconds:.2} s"),
-            share: bytes / seconds / limits.bytes_per_s,
-            limit: "read bandwidth",
+            share: Some((bytes / seconds / limits.bytes_per_s, limits.bytes_name)),
+            work: None,
         })
     }
 }
