@@ -334,7 +334,7 @@ fn settings_that_cannot_be_met() {
         (|b| b.attention_backend("fa".parse().unwrap()), "fa"),
     ];
     for (change, expected) in cases {
-        let builder = LLM::builder(MODEL).device(device()).progress(false);
+        let builder = LLM::builder(MODEL).device(Device::Cpu).progress(false);
         let error = change(builder).build().unwrap_err().to_string();
         assert!(error.contains(expected), "expected {expected}: {error}");
     }

@@ -107,10 +107,10 @@ fn grid(out: &mut String, axes: &Axes) {
     for decade in axes.y.clone() {
         let y = axes.y(10f64.powi(decade));
         line(out, (LEFT, y), (RIGHT, y), "#dddddd", 1.0);
-        text(out, LEFT - 8.0, y + 4.0, "end", 12, &unit(10f64.powi(decade), "F"));
+        text(out, LEFT - 8.0, y + 4.0, "end", 12, &unit(10f64.powi(decade), ""));
     }
     text(out, (LEFT + RIGHT) / 2.0, BOTTOM + 40.0, "middle", 12, "floating-point operations for each byte");
-    text(out, LEFT, TOP - 6.0, "end", 12, "per second");
+    text(out, LEFT - 66.0, TOP - 14.0, "start", 12, "FLOP/s");
 }
 
 fn roof(out: &mut String, axes: &Axes, limits: &Limits) {

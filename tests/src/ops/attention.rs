@@ -261,21 +261,21 @@ fn check_trtllm_refusal<B: Backend>(backend: &mut B) -> Result<(), Failure> {
 
 fn check_refusals<B: Backend>(backend: &mut B) -> Result<(), Failure> {
     let spec =
-        AttnSpec { num_heads: 2, num_kv_heads: 1, head_dim: 64, scale: 1.0, window: None, page_size: 4 };
-    let scene = Scene::new(&mut Rng::new(1), &[SeqShape { q_len: 3, past: 0 }], 4, 0, 5);
+        AttnSpec { num_heads: 2, num_kv_heads: 1, head_dim: 64, scale: 1.0, window: None, page_size: 16 };
+    let scene = Scene::new(&mut Rng::new(1), &[SeqShape { q_len: 3, past: 0 }], 16, 0, 5);
     let mut state = scene.device_state(backend, 5)?;
     let mut inputs = scene.device_inputs::<B>(backend)?;
     backend.begin_step(&mut inputs, &scene.inputs, &mut state, &mut [])?;
     let mut plan = backend.attn_plan(&spec, 8, 4)?;
     backend.plan_attention(&mut plan, &inputs, &spec)?;
     let mut tensor = |dtype, rows, cols| backend.tensor("test tensor", dtype, rows, cols);
-    let (qkv, mut out) = (tensor(DType::F32, 3, 256)?, tensor(DType::F32, 3, 128)?);
-    let mut narrow = tensor(DType::F32, 3, 64)?;
+    let (qkv, mut out) = (tensor(DType::BF16, 3, 256)?, tensor(DType::BF16, 3, 128)?);
+    let mut narrow = tensor(DType::BF16, 3, 64)?;
     let mut layer = |dtype| -> KernelResult<_> {
         let (k, v) = (tensor(dtype, scene.num_slots(), 64)?, tensor(dtype, scene.num_slots(), 64)?);
-        Ok(KvLayer { k, v, page_size: 4 })
+        Ok(KvLayer { k, v, page_size: 16 })
     };
-    let (kv, half_kv) = (layer(DType::F32)?, layer(DType::F16)?);
+    let (kv, half_kv) = (layer(DType::BF16)?, layer(DType::F16)?);
     let mut call = |out, kv| backend.attention(out, &qkv, kv, &inputs, &state, &plan, &spec);
     expect_err("out too narrow", call(&mut narrow, &kv))?;
     expect_err("keys of another dtype", call(&mut out, &half_kv))
