@@ -118,7 +118,13 @@ impl Bench {
             ..EngineConfig::new(dir)
         };
         let engine = Engine::start(config, None)?;
-        eprintln!("{name}: ready after {:.2} s", engine.info().load_time.as_secs_f64());
+        let info = engine.info();
+        eprintln!(
+            "{name}: ready after {:.2} s, of which weights {:.2} s ({:.2} GB)",
+            info.load_time.as_secs_f64(),
+            info.weights_time.as_secs_f64(),
+            info.weight_bytes as f64 / 1e9
+        );
         Ok(Self { name, spec, engine, next_stream: 0 })
     }
 
