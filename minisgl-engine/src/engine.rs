@@ -52,6 +52,8 @@ pub struct EngineInfo {
     pub kv_bytes_per_token: usize,
     /// Bytes of weights on the device.
     pub weight_bytes: usize,
+    /// Time that the weights took from the checkpoint to the device.
+    pub weights_time: Duration,
     /// Time from the start to ready.
     pub load_time: Duration,
 }
@@ -102,9 +104,14 @@ impl Shared {
         self.stats.lock().unwrap_or_else(PoisonError::into_inner).clone_from(stats);
     }
 
-    /// Refuses commands from now on, and tells those that nobody took.
+    /// Refuses commands from now on, and tells those that nobody took. Who comes later is told that the engine is
+    /// dead, and of what.
     pub(crate) fn close(&self, reason: &EngineError) {
-        for command in self.commands.close(reason.clone()) {
+        let dead = match reason {
+            EngineError::Dead(_) => reason.clone(),
+            other => EngineError::Dead(other.to_string()),
+        };
+        for command in self.commands.close(dead) {
             if let Command::Submit(submissions) = command {
                 submissions.into_iter().flat_map(|queued| queued.sinks).for_each(|sink| fail(sink, reason));
             }
@@ -327,6 +334,7 @@ impl Start {
             page_size: config.page_size,
             kv_bytes_per_token: spec.kv_bytes_per_token(dtype),
             weight_bytes: spec.weight_bytes(dtype),
+            weights_time: runner.weights_time(),
             load_time: started.elapsed(),
         };
         let scheduler = Scheduler::new(limits.clone())?;

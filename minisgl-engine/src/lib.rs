@@ -9,6 +9,7 @@ pub mod batch;
 pub mod config;
 mod engine;
 mod error;
+mod footprint;
 pub mod kv;
 pub mod model;
 mod queue;
@@ -17,6 +18,7 @@ mod runner;
 pub mod scheduler;
 mod sequence;
 mod stats;
+mod warm_up;
 mod worker;
 
 pub use engine::{Engine, EngineInfo, LoadProgress, OnProgress, Submission};

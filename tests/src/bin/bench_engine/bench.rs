@@ -138,7 +138,8 @@ impl Bench {
         };
         let gib = |bytes: usize| bytes as f64 / f64::from(1 << 30);
         let kv = info.num_pages * info.page_size * info.kv_bytes_per_token;
-        let ready = format!("ready after {:.2} s", info.load_time.as_secs_f64());
+        let (ready, weights) = (info.load_time.as_secs_f64(), info.weights_time.as_secs_f64());
+        let ready = format!("ready after {ready:.2} s, of which weights {weights:.2} s");
         let pages = format!("{} pages of {}", info.num_pages, info.page_size);
         vec![
             row("start to first token", self.first_token.as_secs_f64(), "s", ready),
