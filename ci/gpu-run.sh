@@ -39,6 +39,16 @@ run_tests() {
             }' "$results/$name.log" | tee -a "$results/sums"
         if [ "$status" != 0 ]; then failed=1; fi
     done
+    # Models with random weights against Hugging Face transformers, where that is installed.
+    if [ -x "$here/bin/parity" ] && python3 -c 'import torch, transformers' 2>/dev/null; then
+        start=$SECONDS
+        status=0
+        timeout "${SUITE_SECONDS:-300}" python3 "$here/repo/tests/parity/parity.py" --program "$here/bin/parity" \
+            --device cuda >"$results/parity.log" 2>&1 || status=$?
+        printf '%-18s %7d %7d %8d %8.1f\n' parity "$((status == 0))" "$((status != 0))" 0 "$((SECONDS - start))" |
+            tee -a "$results/sums"
+        if [ "$status" != 0 ]; then failed=1; fi
+    fi
     awk '{ passed += $2; failed += $3; skipped += $4 }
          END { printf "%d passed, %d failed, %d skipped\n", passed, failed, skipped }' "$results/sums"
     return "$failed"
