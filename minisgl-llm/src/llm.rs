@@ -59,8 +59,7 @@ impl LLM {
         let LLMParts { engine, tokenizer, template, seed, progress } = parts;
         Self::from_inner(Inner {
             engine,
-            tokenizer: tokenizer
-                .ok_or_else(|| none("tokenizer: only token ids can be used as prompts")),
+            tokenizer: tokenizer.ok_or_else(|| none("tokenizer: only token ids can be used as prompts")),
             template: template.ok_or_else(|| none("chat template")),
             seed,
             num_requests: AtomicU64::new(0),
