@@ -17,6 +17,7 @@ mod runner;
 pub mod scheduler;
 mod sequence;
 mod stats;
+mod token_list;
 mod worker;
 
 pub use engine::{Engine, EngineInfo, LoadProgress, OnProgress, Submission};
