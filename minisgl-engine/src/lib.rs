@@ -23,4 +23,4 @@ mod worker;
 pub use engine::{Engine, EngineInfo, LoadProgress, OnProgress, Submission};
 pub use error::{EngineError, Result};
 pub use minisgl_kernels::{Backend, DType, KernelError, MAX_LOGPROBS};
-pub use stats::Stats;
+pub use stats::{Stats, StepTimes};

@@ -45,7 +45,7 @@ pub use llm::LLM;
 pub use minisgl_engine::config::{AttentionBackend, AttnKernel, CacheType, Device, EngineConfig};
 pub use minisgl_engine::request::{FinishReason, Timings, TokenLogprobs};
 pub use minisgl_engine::scheduler::Counters;
-pub use minisgl_engine::{DType, Engine, EngineError, EngineInfo, MAX_LOGPROBS, Stats};
+pub use minisgl_engine::{DType, Engine, EngineError, EngineInfo, MAX_LOGPROBS, Stats, StepTimes};
 pub use output::Output;
 pub use params::{ParamsList, SamplingParams, derive_seed};
 pub use parts::LLMParts;

@@ -69,6 +69,19 @@ fn a_prompt_prints_its_text_alone() {
     assert_eq!(text(&output.stdout), " Box Projectilony knowous\n");
 }
 
+/// `RUST_LOG` shows each part of each step with the time that it took.
+#[test]
+fn spans_of_a_step_are_logged() {
+    let mut command = command(&["generate", "--prompt", "Ownership is", "--max-tokens", "2"]);
+    let output = command.args(SMALL).env("RUST_LOG", "minisgl_engine=trace").output().unwrap();
+    assert!(output.status.success());
+    let log = text(&output.stderr);
+    for part in ["schedule", "launch{seqs=1 tokens=", "wait", "commit"] {
+        let is_span = |line: &str| line.contains(part) && line.contains("close time.busy=");
+        assert_eq!(log.lines().filter(|line| is_span(line)).count(), 2, "{part} of two steps: {log}");
+    }
+}
+
 #[test]
 fn lines_in_lines_out_in_order_and_a_bad_line_stops_no_other() {
     let input = concat!(
