@@ -209,35 +209,3 @@ impl fmt::Display for AttentionBackend {
         }
     }
 }
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// The largest batch has a graph: without `chain([max])` in `graph_sizes` a batch of 37 of 37 has none, as the
-    /// steps end at 32.
-    #[test]
-    fn fault_13_graph_sizes_reach_the_largest_batch() {
-        for max_running_req in 1..=300 {
-            let config = EngineConfig { max_running_req, ..EngineConfig::new("") };
-            let sizes = config.graph_sizes();
-            assert_eq!(sizes.last(), Some(&max_running_req.min(256)), "{sizes:?}");
-            assert!(sizes.is_sorted_by(|a, b| a < b), "{sizes:?}");
-            assert!(sizes.iter().all(|&size| (1..=max_running_req).contains(&size)), "{sizes:?}");
-        }
-    }
-
-    #[test]
-    fn graph_sizes_that_were_chosen() {
-        let config = |sizes: Option<&[usize]>, max| EngineConfig {
-            cuda_graph_bs: sizes.map(<[usize]>::to_vec),
-            cuda_graph_max_bs: max,
-            ..EngineConfig::new("")
-        };
-        assert_eq!(config(Some(&[7, 3, 7]), None).graph_sizes(), [3, 7]);
-        assert_eq!(config(Some(&[7, 3]), Some(0)).graph_sizes(), [3, 7]);
-        assert!(config(Some(&[]), None).graph_sizes().is_empty());
-        assert!(config(None, Some(0)).graph_sizes().is_empty());
-        assert_eq!(config(None, Some(5)).graph_sizes(), [1, 2, 4, 5]);
-    }
-}
