@@ -42,6 +42,8 @@ pub struct EngineInfo {
     pub vocab: usize,
     /// Longest sequence, prompt and output together.
     pub max_seq_len: usize,
+    /// Sequences in flight at most.
+    pub max_running_req: usize,
     /// Ids that end an output.
     pub eos_token_ids: Vec<u32>,
     /// KV pages.
@@ -329,6 +331,7 @@ impl Start {
             dtype,
             vocab: spec.vocab,
             max_seq_len: max_seq_len.min(runner.num_pages() * config.page_size),
+            max_running_req: config.max_running_req,
             eos_token_ids: spec.eos_token_ids.clone(),
             num_pages: runner.num_pages(),
             page_size: config.page_size,

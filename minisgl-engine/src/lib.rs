@@ -18,10 +18,11 @@ mod runner;
 pub mod scheduler;
 mod sequence;
 mod stats;
+mod token_list;
 mod warm_up;
 mod worker;
 
 pub use engine::{Engine, EngineInfo, LoadProgress, OnProgress, Submission};
 pub use error::{EngineError, Result};
-pub use minisgl_kernels::{DType, MAX_LOGPROBS};
-pub use stats::Stats;
+pub use minisgl_kernels::{Backend, DType, KernelError, MAX_LOGPROBS};
+pub use stats::{Stats, StepTimes};

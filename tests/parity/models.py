@@ -69,7 +69,11 @@ CASES = {
     ),
     "qwen2-h64-g7-yarn": case("Qwen2", 7, 1, 64, 515, 448, rope_parameters=YARN),
     "qwen2-h128-g3-window9-from-1": case(
-        "Qwen2", 6, 2, 128, 263, 384, use_sliding_window=True, sliding_window=9, max_window_layers=1
+        "Qwen2", 6, 2, 128, 263, 384,
+        use_sliding_window=True,
+        sliding_window=9,
+        max_window_layers=1,
+        json={"layer_types": ...},
     ),
     "qwen2-tied-h96-g8-layer-types": case(
         "Qwen2", 8, 1, 96, 263, 256,
