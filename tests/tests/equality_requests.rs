@@ -10,7 +10,8 @@ use minisgl_llm::{
 use minisgl_tests::harness::device;
 use minisgl_tests::models::{noise, random_tokens};
 
-const MODEL: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../models/rust-docs-6m");
+/// From the package's directory, where Cargo starts a test.
+const MODEL: &str = "../models/rust-docs-6m";
 const VOCAB: usize = 4090;
 const MAX_TOKENS: usize = 20;
 
