@@ -70,7 +70,7 @@ run_sanitizers() {
         local cases=3
         case $tool in
             memcheck) args=(--leak-check no) ;;
-            # It slows kernels that live in shared memory down by a factor of a thousand.
+            # It is far slower than the others.
             racecheck) args=(--racecheck-report all --num-cuda-barriers 4096) cases=1 ;;
             synccheck) args=(--num-cuda-barriers 4096) ;;
         esac
