@@ -5,12 +5,11 @@ CARGO ?= cargo
 # Where there is an NVIDIA GPU and a CUDA compiler, the CUDA backend is built and used. CUDA=0 or CUDA=1 decides.
 CUDA ?= $(shell command -v nvidia-smi >/dev/null 2>&1 && { command -v nvcc >/dev/null 2>&1 || test -x /usr/local/cuda/bin/nvcc; } && echo 1 || echo 0)
 ifeq ($(CUDA),1)
-LLM_FEATURES   := --features minisgl-llm/cuda
-TESTS_FEATURES := --features minisgl-tests/cuda
+LLM_FEATURES := --features minisgl-llm/cuda
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench lint fmt doc fuzz
+.PHONY: help demo test bench gpu-bundle cuda-toolkit cuda-check lint fmt doc fuzz
 
 help: ## List the targets.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -19,10 +18,19 @@ demo: ## Build, and generate text with the bundled model.
 	$(CARGO) run --release --quiet -p minisgl-llm $(LLM_FEATURES) --bin minisgl -- demo --model models/rust-docs-6m
 
 test: ## Run every test: kernels against the oracle, engine, command, documentation.
-	$(CARGO) test --workspace --no-fail-fast $(TESTS_FEATURES)
+	CUDA=$(CUDA) ci/test
 
-bench: ## Measure ops and offline throughput; tables under bench/results/latest.
+bench: ## Measure ops and whole models beside the machine's limits; tables and plots under bench/results/latest.
 	CUDA=$(CUDA) ci/bench
+
+gpu-bundle: ## Pack tests, benchmarks and programs for a GPU host without Rust into gpu-bundle/.
+	ci/gpu-bundle
+
+cuda-toolkit: ## Fetch a CUDA compiler into .cuda where none is installed.
+	@ci/cuda-toolkit
+
+cuda-check: ## Compile and lint the CUDA backend, check its bindings, register spills and instructions; no GPU needed.
+	ci/cuda
 
 lint: ## Check formatting, warnings, documentation and the rules of the repository.
 	ci/lint

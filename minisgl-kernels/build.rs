@@ -154,7 +154,7 @@ mod cuda {
             let mut words = command_line.split_whitespace();
             let mut command = Command::new(words.next().unwrap_or("nvcc"));
             command.args(words).args(["-c", "-O3", "-std=c++17", "-lineinfo", "-Iinclude", "-Icsrc"]);
-            command.args(["-Xcompiler", "-fPIC,-Wall,-Wextra"]);
+            command.args(["-Xcompiler", "-fPIC,-Wall,-Wextra", "-Xptxas", "-v"]);
             for arch in &archs {
                 command.args(["-gencode", arch]);
             }
@@ -162,9 +162,13 @@ mod cuda {
             let output = output.unwrap_or_else(|e| fail(&format!("{}: {e}", nvcc.display())));
             let messages = String::from_utf8_lossy(&output.stderr) + String::from_utf8_lossy(&output.stdout);
             let level = if output.status.success() { "warning" } else { "error" };
-            for line in messages.lines().filter(|l| !l.trim().is_empty()) {
+            let (report, messages): (Vec<_>, Vec<_>) =
+                messages.lines().filter(|l| !l.trim().is_empty()).partition(|l| is_resource_report(l));
+            for line in messages {
                 println!("cargo::{level}={line}");
             }
+            fs::write(object.with_extension("ptxas"), report.join("\n") + "\n")
+                .unwrap_or_else(|e| fail(&format!("{}: {e}", object.display())));
             if !output.status.success() {
                 fail(&format!("{command_line} could not compile {}", source.display()));
             }
@@ -184,6 +188,11 @@ mod cuda {
             objects.sort();
             objects
         })
+    }
+
+    /// Whether ptxas says here what registers and memory a kernel takes, which ci/cuda reads.
+    fn is_resource_report(line: &str) -> bool {
+        line.starts_with("ptxas info") || line.trim_end().ends_with("bytes spill loads")
     }
 
     /// The folder with libcudart_static.a: of a toolkit, of a distribution's package or of the wheels.

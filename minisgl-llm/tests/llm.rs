@@ -6,14 +6,20 @@ use minisgl_llm::{
     ChatOptions, DType, Device, Error, FinishReason, LLM, Message, Output, Prompt, SamplingParams,
 };
 
-const MODEL: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../models/rust-docs-6m");
+/// From the package's directory, where Cargo starts a test.
+const MODEL: &str = "../models/rust-docs-6m";
 const QUESTION: &str = "What does Vec::push do?";
+
+/// What the tests run on: `MINISGL_TEST_DEVICE`, or the CPU.
+fn device() -> Device {
+    std::env::var("MINISGL_TEST_DEVICE").map_or(Device::Cpu, |name| name.parse().unwrap())
+}
 
 /// One engine for all tests: they run in one shared batch.
 fn llm() -> &'static LLM {
     static SHARED: OnceLock<LLM> = OnceLock::new();
     SHARED.get_or_init(|| {
-        let builder = LLM::builder(MODEL).device(Device::Cpu).dtype(DType::F32).num_page_override(512);
+        let builder = LLM::builder(MODEL).device(device()).dtype(DType::F32).num_page_override(512);
         builder.progress(false).build().unwrap()
     })
 }
@@ -257,7 +263,7 @@ fn every_bad_prompt_is_named_before_anything_runs() {
 
 #[test]
 fn max_tokens_past_the_end_is_clamped_for_that_request_alone() {
-    let builder = LLM::builder(MODEL).device(Device::Cpu).max_seq_len_override(32).num_page_override(8);
+    let builder = LLM::builder(MODEL).device(device()).max_seq_len_override(32).num_page_override(8);
     let llm = builder.progress(false).build().unwrap();
     let params = SamplingParams { ignore_eos: true, ..greedy(1000) };
     let list = vec![params.clone(), greedy(3)];
@@ -292,7 +298,7 @@ fn without_a_tokenizer_token_ids_still_work() {
         std::fs::copy(format!("{MODEL}/{file}"), dir.path().join(file)).unwrap();
     }
     let model = dir.path().to_str().unwrap();
-    let llm = LLM::builder(model).device(Device::Cpu).num_page_override(64).progress(false).build().unwrap();
+    let llm = LLM::builder(model).device(device()).num_page_override(64).progress(false).build().unwrap();
     let output = llm.generate([[4091, 46, 893]], greedy(4)).unwrap().remove(0);
     assert_eq!((output.text.as_str(), output.token_ids.len()), ("", 4));
     let found = problems(llm.generate(["Ownership is"], greedy(4)));
@@ -308,7 +314,7 @@ fn a_broken_tokenizer_is_named() {
     let dir = tempfile::tempdir().unwrap();
     std::fs::copy(format!("{MODEL}/config.json"), dir.path().join("config.json")).unwrap();
     std::fs::write(dir.path().join("tokenizer.json"), "{}").unwrap();
-    let builder = LLM::builder(dir.path().to_str().unwrap()).use_dummy_weight(true).device(Device::Cpu);
+    let builder = LLM::builder(dir.path().to_str().unwrap()).use_dummy_weight(true).device(device());
     let error = builder.num_page_override(64).progress(false).build().unwrap_err().to_string();
     assert!(error.contains("tokenizer.json is not a tokenizer that can be used: "), "{error}");
 }

@@ -2,10 +2,11 @@
 //!
 //! [`ops`] is the one registry of op cases: property tests, benchmarks and sanitizer runs of every backend take
 //! their cases from it. [`harness`] runs requests through an engine, [`models`] makes small random models, [`report`]
-//! prints measurements beside the limits of the machine.
+//! prints measurements beside the limits of the machine, [`roofline`] draws them.
 #![forbid(unsafe_code)]
 
 pub mod harness;
 pub mod models;
 pub mod ops;
 pub mod report;
+pub mod roofline;

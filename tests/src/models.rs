@@ -9,6 +9,12 @@ use minisgl_kernels::philox::{philox4x32_10, unit_open};
 use minisgl_reference::{Activation, Decoder, DecoderSpec, Precision, RopeScaling, RopeSpec, Weights};
 use serde_json::{Map, Value, json};
 
+/// The directory of the trained model in the repository. Cargo starts a test in its package's directory, as does
+/// whoever runs the test elsewhere: the path of the machine that built it is of no use there.
+pub fn bundled() -> PathBuf {
+    PathBuf::from("../models/rust-docs-6m")
+}
+
 /// A model family and the quirks that tests turn on in it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ModelKind {

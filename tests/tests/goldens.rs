@@ -1,6 +1,6 @@
 //! The bundled model against greedy continuations that Hugging Face transformers computed in f32.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use minisgl_engine::config::EngineConfig;
 use minisgl_engine::request::{Request, RequestParams};
@@ -21,7 +21,7 @@ struct Golden {
 }
 
 fn model_dir() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/rust-docs-6m")
+    minisgl_tests::models::bundled()
 }
 
 fn goldens() -> Vec<Golden> {

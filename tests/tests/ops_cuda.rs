@@ -1,57 +1,122 @@
-//! Every op of the registry on the first GPU. Where there is none, says how many cases were skipped.
+//! Every op of the registry on the first GPU, attention once for every family of kernels and every pair of them.
+//! Where there is no GPU every case is skipped, and counted.
 //!
 //! `MINISGL_TEST_CASES` says how many random cases an op gets; a failure names the seed that finds it again
 //! through `MINISGL_TEST_SEED`.
-#![cfg(feature = "cuda")]
 
-use minisgl_kernels::Backend;
-use minisgl_kernels::cuda::{Cuda, CudaOptions, num_devices};
-use minisgl_tests::ops::{CheckConfig, find, registry};
+use libtest_mimic::{Arguments, Failed, Trial};
+use minisgl_kernels::AttnKernel;
+use minisgl_kernels::AttnKernel::{Auto, Fa, Fi, Trtllm};
+use minisgl_tests::ops::OPS;
 
-/// Ops whose bits may depend on the batch: cuBLASLt chooses by the number of rows, attention cuts its work by
-/// the batch.
-const BATCH_DEPENDENT: [&str; 2] = ["linear", "attention"];
+/// Kernels for prefill and for decode: every choice that `attention_backend` accepts.
+const FAMILIES: [[AttnKernel; 2]; 9] = [
+    [Auto, Auto],
+    [Fa, Fa],
+    [Fi, Fi],
+    [Trtllm, Trtllm],
+    [Fa, Fi],
+    [Fa, Trtllm],
+    [Fi, Trtllm],
+    [Trtllm, Fa],
+    [Trtllm, Fi],
+];
 
-fn check(name: &str) {
-    if num_devices() == 0 {
-        println!("skipped: no GPU");
-        return;
-    }
-    let mut config = CheckConfig::from_env(64);
-    config.batch_invariant = !BATCH_DEPENDENT.contains(&name);
-    let mut cuda = Cuda::open(CudaOptions::default()).expect("a GPU that can be used");
-    find::<Cuda>(name).check(&mut cuda, &config).unwrap_or_else(|what| panic!("{what}"));
-    cuda.synchronize().expect("no error left behind");
-}
-
-macro_rules! ops {
-    ($($name:ident)*) => {
-        $(#[test]
-        fn $name() {
-            check(stringify!($name));
-        })*
-
-        #[test]
-        fn every_op_has_a_test() {
-            let tested = [$(stringify!($name)),*];
-            let ops: Vec<_> = registry::<Cuda>().iter().map(|op| op.name).collect();
-            assert_eq!(ops, tested);
-            if num_devices() == 0 {
-                println!("{} GPU op cases skipped: no GPU", tested.len());
-            }
-        }
+fn main() {
+    let args = Arguments::from_args();
+    let missing = device::missing();
+    let trial = |name: String, op: &'static str, families| {
+        Trial::test(name, move || device::check(op, families)).with_ignored_flag(missing.is_some())
     };
+    let mut trials = Vec::new();
+    for &op in OPS {
+        if op == "attention" {
+            trials.extend(FAMILIES.map(|families| trial(format!("{op}::{}", name(families)), op, families)));
+        } else {
+            trials.push(trial(op.to_owned(), op, [Auto; 2]));
+        }
+    }
+    let num_cases = trials.len();
+    trials.push(Trial::test("a_missing_device_is_an_error_that_says_what_is_missing", device::open_too_high));
+    let conclusion = libtest_mimic::run(&args, trials);
+    if let Some(why) = missing.filter(|_| !args.list) {
+        println!(
+            "GPU cases skipped: {num_cases} ({why}): every op, attention by {} families",
+            FAMILIES.len()
+        );
+    }
+    conclusion.exit();
 }
 
-ops! {
-    load_rows fill_random begin_step embedding rms_norm add_rms_norm linear rope_store_kv attention act_mul
-    gather_samples sample graph
+fn name([prefill, decode]: [AttnKernel; 2]) -> String {
+    if prefill == decode { prefill.to_string() } else { format!("{prefill},{decode}") }
 }
 
-/// What a machine without GPU or driver says.
-#[test]
-fn a_missing_device_is_an_error_that_says_what_is_missing() {
-    let options = CudaOptions { ordinal: 4096, ..Default::default() };
-    let error = Cuda::open(options).err().expect("there are not that many GPUs").to_string();
-    assert!(error.contains("cuda:4096"), "{error}");
+#[cfg(feature = "cuda")]
+mod device {
+    use minisgl_kernels::Backend;
+    use minisgl_kernels::cuda::{Cuda, CudaOptions, num_devices};
+    use minisgl_tests::ops::{CheckConfig, find};
+
+    use super::{AttnKernel, Failed};
+
+    /// Ops whose bits may depend on the batch: cuBLASLt chooses by the number of rows, attention cuts its work by
+    /// the batch.
+    const BATCH_DEPENDENT: [&str; 2] = ["linear", "attention"];
+
+    /// Why no case can run.
+    pub(crate) fn missing() -> Option<&'static str> {
+        (num_devices() == 0).then_some("no CUDA device")
+    }
+
+    pub(crate) fn check(op: &str, attention: [AttnKernel; 2]) -> Result<(), Failed> {
+        let config = CheckConfig {
+            batch_invariant: !BATCH_DEPENDENT.contains(&op),
+            attention,
+            ..CheckConfig::from_env(64)
+        };
+        let [prefill, decode] = attention;
+        let mut cuda = Cuda::open(CudaOptions { prefill, decode, ..CudaOptions::default() })?;
+        find::<Cuda>(op).check(&mut cuda, &config)?;
+        cuda.synchronize()?;
+        Ok(())
+    }
+
+    /// What a machine without GPU or driver says too.
+    pub(crate) fn open_too_high() -> Result<(), Failed> {
+        let options = CudaOptions { ordinal: 4096, ..CudaOptions::default() };
+        match Cuda::open(options) {
+            Err(error) if error.to_string().contains("cuda:4096") => Ok(()),
+            Err(error) => Err(format!("the error does not name cuda:4096: {error}").into()),
+            Ok(_) => Err("there are not that many GPUs".into()),
+        }
+    }
+}
+
+/// A program without the backend: nothing can run.
+#[cfg(not(feature = "cuda"))]
+mod device {
+    use minisgl_engine::Engine;
+    use minisgl_engine::config::{Device, EngineConfig};
+    use minisgl_tests::models::{ModelKind, TestModel};
+
+    use super::{AttnKernel, Failed};
+
+    pub(crate) fn missing() -> Option<&'static str> {
+        Some("built without the feature cuda")
+    }
+
+    pub(crate) fn check(op: &str, _: [AttnKernel; 2]) -> Result<(), Failed> {
+        Err(format!("{op} cannot run: this program was built without the feature cuda").into())
+    }
+
+    pub(crate) fn open_too_high() -> Result<(), Failed> {
+        let model = TestModel::random(ModelKind::Llama, minisgl_engine::DType::F32, 1, 1, &[]);
+        let config = EngineConfig { device: Device::Cuda(4096), ..EngineConfig::new(model.dir()) };
+        match Engine::start(config, None) {
+            Err(error) if error.to_string().contains("cuda:4096") => Ok(()),
+            Err(error) => Err(format!("the error does not name cuda:4096: {error}").into()),
+            Ok(_) => Err("a program without the backend started on it".into()),
+        }
+    }
 }

@@ -25,6 +25,7 @@ mod linear;
 mod load;
 mod memory;
 mod options;
+pub mod probe;
 mod read_back;
 mod rms_norm;
 mod rope_store_kv;

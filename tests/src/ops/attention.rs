@@ -1,4 +1,6 @@
-use minisgl_kernels::{AttnSpec, Backend, DType, KvLayer, Result as KernelResult, SeqState};
+use minisgl_kernels::{
+    AttnKernel, AttnSpec, Backend, DType, KernelError, KvLayer, Result as KernelResult, SeqState,
+};
 use minisgl_reference::{self as reference, Precision};
 use proptest::prelude::*;
 
@@ -12,6 +14,9 @@ use super::{CheckConfig, OpCases, fixed, property};
 pub(super) fn cases<B: Backend>() -> OpCases<B> {
     OpCases { name: "attention", check, bench }
 }
+
+const TRTLLM_HEAD_DIMS: [usize; 4] = [64, 96, 128, 256];
+const TRTLLM_PAGE_SIZES: [usize; 3] = [16, 32, 64];
 
 #[derive(Clone, Debug)]
 struct Case {
@@ -29,11 +34,14 @@ struct Case {
     seed: u64,
 }
 
-fn strategy() -> impl Strategy<Value = Case> {
+/// What a backend promises to run: any page size, any even head and every dtype, or only what `trtllm` takes.
+fn strategy(trtllm: bool) -> impl Strategy<Value = Case> {
     let heads = (1..4usize, one_of(&[1, 2, 3, 4, 7, 8, 5]));
-    let head_dim = one_of(&[64, 96, 128, 256, 2, 6, 80]);
+    let head_dim = one_of(if trtllm { &TRTLLM_HEAD_DIMS } else { &[64, 96, 128, 256, 2, 6, 80] });
+    let dtype = dtype().prop_filter("trtllm in f32", move |&dtype| !trtllm || dtype != DType::F32);
     let window = prop_oneof![3 => Just(None), 1 => Just(Some(1)), 1 => (2..200u32).prop_map(Some)];
-    let page_size = || one_of(&[1, 2, 4, 8, 16, 32, 64, 128, 256]);
+    let page_sizes: &[usize] = if trtllm { &TRTLLM_PAGE_SIZES } else { &[1, 2, 4, 8, 16, 32, 64, 128, 256] };
+    let page_size = || one_of(page_sizes);
     let q_len = prop_oneof![3 => Just(1usize), 2 => 2..9usize, 1 => 9..70usize];
     // The past ends on, before and after borders of pages and tiles.
     let past = prop_oneof![2 => Just(0usize), 3 => 1..40usize, 2 => 40..300usize, 1 => 500..700usize];
@@ -41,7 +49,7 @@ fn strategy() -> impl Strategy<Value = Case> {
     let seq = (q_len, prop_oneof![2 => past, 1 => border]).prop_map(|(q_len, past)| SeqShape { q_len, past });
     let seqs = prop::collection::vec(seq, 1..5);
     let sharpness = prop::sample::select(vec![1.0, 0.05, 4.0]);
-    (dtype(), heads, head_dim, window, (page_size(), page_size()), seqs, 0..3usize, sharpness, any::<u64>())
+    (dtype, heads, head_dim, window, (page_size(), page_size()), seqs, 0..3usize, sharpness, any::<u64>())
         .prop_map(
             |(dtype, (num_kv_heads, group), head_dim, window, pages, seqs, padding, sharpness, seed)| Case {
                 dtype,
@@ -60,9 +68,13 @@ fn strategy() -> impl Strategy<Value = Case> {
 }
 
 fn check<B: Backend>(backend: &mut B, config: &CheckConfig) -> Result<(), String> {
-    property(backend, config, strategy(), |backend, config, case| {
+    let trtllm = config.attention.contains(&AttnKernel::Trtllm);
+    property(backend, config, strategy(trtllm), |backend, config, case| {
         unless_odd_head(check_case(backend, config, case), case.head_dim)
     })?;
+    if trtllm {
+        fixed(backend, "a page that trtllm does not take", check_trtllm_refusal)?;
+    }
     fixed(backend, "arguments that do not fit", check_refusals)
 }
 
@@ -233,23 +245,37 @@ fn check_case<B: Backend>(backend: &mut B, config: &CheckConfig, case: &Case) ->
     Ok(())
 }
 
+fn check_trtllm_refusal<B: Backend>(backend: &mut B) -> Result<(), Failure> {
+    let spec =
+        AttnSpec { num_heads: 2, num_kv_heads: 1, head_dim: 64, scale: 1.0, window: None, page_size: 8 };
+    match backend.attn_plan(&spec, 8, 4) {
+        Err(KernelError::Unsupported { what, supported, .. })
+            if what.contains("page_size 8") && supported.contains("16, 32 or 64") =>
+        {
+            Ok(())
+        }
+        Err(other) => Err(Failure::wrong(format!("refused for another reason: {other}"))),
+        Ok(_) => Err(Failure::wrong("accepted")),
+    }
+}
+
 fn check_refusals<B: Backend>(backend: &mut B) -> Result<(), Failure> {
     let spec =
-        AttnSpec { num_heads: 2, num_kv_heads: 1, head_dim: 64, scale: 1.0, window: None, page_size: 4 };
-    let scene = Scene::new(&mut Rng::new(1), &[SeqShape { q_len: 3, past: 0 }], 4, 0, 5);
+        AttnSpec { num_heads: 2, num_kv_heads: 1, head_dim: 64, scale: 1.0, window: None, page_size: 16 };
+    let scene = Scene::new(&mut Rng::new(1), &[SeqShape { q_len: 3, past: 0 }], 16, 0, 5);
     let mut state = scene.device_state(backend, 5)?;
     let mut inputs = scene.device_inputs::<B>(backend)?;
     backend.begin_step(&mut inputs, &scene.inputs, &mut state, &mut [])?;
     let mut plan = backend.attn_plan(&spec, 8, 4)?;
     backend.plan_attention(&mut plan, &inputs, &spec)?;
     let mut tensor = |dtype, rows, cols| backend.tensor("test tensor", dtype, rows, cols);
-    let (qkv, mut out) = (tensor(DType::F32, 3, 256)?, tensor(DType::F32, 3, 128)?);
-    let mut narrow = tensor(DType::F32, 3, 64)?;
+    let (qkv, mut out) = (tensor(DType::BF16, 3, 256)?, tensor(DType::BF16, 3, 128)?);
+    let mut narrow = tensor(DType::BF16, 3, 64)?;
     let mut layer = |dtype| -> KernelResult<_> {
         let (k, v) = (tensor(dtype, scene.num_slots(), 64)?, tensor(dtype, scene.num_slots(), 64)?);
-        Ok(KvLayer { k, v, page_size: 4 })
+        Ok(KvLayer { k, v, page_size: 16 })
     };
-    let (kv, half_kv) = (layer(DType::F32)?, layer(DType::F16)?);
+    let (kv, half_kv) = (layer(DType::BF16)?, layer(DType::F16)?);
     let mut call = |out, kv| backend.attention(out, &qkv, kv, &inputs, &state, &plan, &spec);
     expect_err("out too narrow", call(&mut narrow, &kv))?;
     expect_err("keys of another dtype", call(&mut out, &half_kv))
@@ -261,8 +287,9 @@ pub(super) fn bench_step<B: Backend>(
     w: &Workload,
     vocab: usize,
 ) -> KernelResult<(B::Inputs, SeqState<B::Buf>, usize)> {
-    let seq = SeqShape { q_len: w.q_len, past: w.kv_len - w.q_len };
-    let scene = Scene::new(&mut Rng::new(7), &vec![seq; w.seqs], w.page_size, 0, vocab);
+    let seq = |kv_len| SeqShape { q_len: w.q_len, past: kv_len - w.q_len };
+    let seqs: Vec<_> = w.kv_lens().into_iter().map(seq).collect();
+    let scene = Scene::new(&mut Rng::new(7), &seqs, w.page_size, 0, vocab);
     let mut state = backend.seq_state(scene.max_rows, scene.max_pages, vocab)?;
     let mut inputs = backend.inputs(w.tokens(), w.seqs, w.seqs)?;
     backend.begin_step(&mut inputs, &scene.inputs, &mut state, &mut [])?;
@@ -271,11 +298,12 @@ pub(super) fn bench_step<B: Backend>(
 
 fn bench<B: Backend>(w: &Workload) -> Vec<BenchCase<B>> {
     let (w, spec) = (*w, w.attn_spec());
-    let kv_bytes = w.bytes_of(2 * w.seqs * w.kv_len * spec.kv_cols());
+    let kv_lens = w.kv_lens();
+    let kv_bytes = w.bytes_of(2 * kv_lens.iter().sum::<usize>() * spec.kv_cols());
     let bytes = kv_bytes + w.bytes_of(2 * w.tokens() * spec.q_cols());
     // Query i of q_len sees kv_len - q_len + i + 1 positions; two multiply-adds an element.
-    let visible = w.q_len * (w.kv_len - w.q_len) + w.q_len * (w.q_len + 1) / 2;
-    let flops = 4.0 * (w.seqs * visible * spec.q_cols()) as f64;
+    let visible = |kv_len: usize| w.q_len * (kv_len - w.q_len) + w.q_len * (w.q_len + 1) / 2;
+    let flops = 4.0 * (kv_lens.into_iter().map(visible).sum::<usize>() * spec.q_cols()) as f64;
     vec![BenchCase::new("causal", bytes, flops, move |backend: &mut B| {
         let (inputs, state, num_slots) = bench_step(backend, &w, w.model.vocab)?;
         let mut plan = backend.attn_plan(&spec, w.tokens(), w.seqs)?;

@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use minisgl_kernels::{AttnSpec, Backend, DType, Result, Tensor};
 
+use super::support::Rng;
+
 /// The sizes of a model whose steps are timed.
 #[derive(Clone, Copy, Debug)]
 pub struct ModelShape {
@@ -72,10 +74,14 @@ pub struct Workload {
     pub seqs: usize,
     /// Tokens of each in the step: 1 is decode.
     pub q_len: usize,
-    /// Tokens of each in the KV storage after the step.
+    /// Tokens of each in the KV storage after the step: the lengths are uniform in `min_kv_len..=kv_len`.
+    pub min_kv_len: usize,
+    /// The largest of these lengths.
     pub kv_len: usize,
     /// Tokens in a page.
     pub page_size: usize,
+    /// Storage of logits, as the backend wants it.
+    pub logits_dtype: DType,
     /// How many bytes of inputs to rotate through before the first is met again, so that caches are cold.
     pub cold_bytes: usize,
 }
@@ -86,10 +92,29 @@ impl Workload {
         self.seqs * self.q_len
     }
 
+    /// The same with another number of sequences, each of `kv_len` tokens.
+    pub fn with(self, seqs: usize, kv_len: usize) -> Self {
+        Self { seqs, min_kv_len: kv_len, kv_len, ..self }
+    }
+
+    /// Tokens of each sequence in the KV storage after the step.
+    pub fn kv_lens(&self) -> Vec<usize> {
+        let mut rng = Rng::new(5);
+        (0..self.seqs).map(|_| self.min_kv_len + rng.below(self.kv_len - self.min_kv_len + 1)).collect()
+    }
+
     /// For the table.
     pub fn label(&self) -> String {
         let phase = if self.q_len == 1 { "decode" } else { "prefill" };
-        format!("{phase} {} x {} of {}", self.seqs, self.q_len, self.kv_len)
+        let lens = match self.min_kv_len == self.kv_len {
+            true => self.kv_len.to_string(),
+            false => format!("{}..={}", self.min_kv_len, self.kv_len),
+        };
+        let pages = match self.page_size {
+            16 => String::new(),
+            page_size => format!(", pages of {page_size}"),
+        };
+        format!("{phase} {} x {} of {lens}{pages}", self.seqs, self.q_len)
     }
 
     /// The sizes of attention.
@@ -115,6 +140,9 @@ impl Workload {
         (self.cold_bytes as f64 / size_bytes.max(1.0)).ceil().clamp(1.0, 256.0) as usize
     }
 }
+
+/// Runs recorded in one graph: about the layers of a small model.
+const GRAPH_RUNS: u32 = 24;
 
 type Run<B> = Box<dyn FnMut(&mut B) -> Result<()>>;
 type Prepare<B> = Box<dyn Fn(&mut B) -> Result<Run<B>>>;
@@ -143,15 +171,31 @@ impl<B: Backend> BenchCase<B> {
     }
 
     /// The median time of one run, after a warm-up, over about `budget`.
+    ///
+    /// Where the device has graphs, 24 runs are recorded in one, as a model's layers are, and a run is
+    /// that part of a replay: the host's time to launch is no part of it, the device's time between two ops is.
     pub fn median(&self, backend: &mut B, budget: Duration) -> Result<Duration> {
         let mut run = (self.prepare)(backend)?;
-        let mut once = |backend: &mut B| backend.elapsed(&mut |backend| run(backend));
-        let warm = once(backend)?.max(once(backend)?);
-        let runs = (budget.as_secs_f64() / warm.as_secs_f64().max(1e-7)).clamp(5.0, 2000.0) as usize;
-        let mut times = (0..runs).map(|_| once(backend)).collect::<Result<Vec<_>>>()?;
-        times.sort();
-        Ok(times[runs / 2])
+        // What chooses among algorithms by timing does so in the first run.
+        backend.elapsed(&mut |backend| run(backend))?;
+        if !backend.has_graphs() {
+            return median_of(backend, budget, &mut run);
+        }
+        let graph = backend.capture(&mut |backend| (0..GRAPH_RUNS).try_for_each(|_| run(backend)))?;
+        Ok(median_of(backend, budget, &mut |backend| backend.replay(&graph))? / GRAPH_RUNS)
     }
+}
+
+fn median_of<B: Backend>(
+    backend: &mut B,
+    budget: Duration,
+    run: &mut dyn FnMut(&mut B) -> Result<()>,
+) -> Result<Duration> {
+    let warm = backend.elapsed(run)?;
+    let runs = (budget.as_secs_f64() / warm.as_secs_f64().max(1e-7)).clamp(5.0, 2000.0) as usize;
+    let mut times = (0..runs).map(|_| backend.elapsed(run)).collect::<Result<Vec<_>>>()?;
+    times.sort();
+    Ok(times[runs / 2])
 }
 
 /// A tensor of noise with deviation 1.

@@ -123,7 +123,7 @@ fn bench<B: Backend>(w: &Workload) -> Vec<BenchCase<B>> {
         let weight_bytes = w.bytes_of(n * k);
         let bytes = weight_bytes + w.bytes_of(rows * (k + n));
         BenchCase::new(name, bytes, 2.0 * (rows * n * k) as f64, move |backend: &mut B| {
-            let out_dtype = if logits { backend.logits_dtype(w.dtype) } else { w.dtype };
+            let out_dtype = if logits { w.logits_dtype } else { w.dtype };
             let x = noise(backend, w.dtype, rows, k)?;
             let mut out = backend.tensor("out", out_dtype, rows, n)?;
             let weights = (0..w.copies(weight_bytes))

@@ -7,7 +7,7 @@
 use std::cell::RefCell;
 use std::fmt::Debug;
 
-use minisgl_kernels::Backend;
+use minisgl_kernels::{AttnKernel, Backend};
 use proptest::strategy::Strategy;
 use proptest::test_runner::{Config, RngAlgorithm, TestCaseError, TestRng, TestRunner};
 
@@ -43,6 +43,9 @@ pub struct CheckConfig {
     pub batch_invariant: bool,
     /// Whether to look for a smaller case once one has failed.
     pub shrink: bool,
+    /// Which attention kernels the backend was opened with, for prefill and for decode: `trtllm` gets only cases that
+    /// it promises to take.
+    pub attention: [AttnKernel; 2],
 }
 
 impl CheckConfig {
@@ -65,6 +68,7 @@ impl CheckConfig {
             seed: number("MINISGL_TEST_SEED").unwrap_or_else(fresh),
             batch_invariant: true,
             shrink: true,
+            attention: [AttnKernel::Auto; 2],
         }
     }
 }
@@ -99,23 +103,21 @@ impl<B: Backend> OpCases<B> {
     }
 }
 
-/// Every op, each once.
-pub fn registry<B: Backend>() -> Vec<OpCases<B>> {
-    vec![
-        load_rows::cases(),
-        fill_random::cases(),
-        begin_step::cases(),
-        embedding::cases(),
-        rms_norm::cases(),
-        add_rms_norm::cases(),
-        linear::cases(),
-        rope_store_kv::cases(),
-        attention::cases(),
-        act_mul::cases(),
-        gather_samples::cases(),
-        sample::cases(),
-        graph::cases(),
-    ]
+macro_rules! registry {
+    ($($op:ident)*) => {
+        /// Every op, each once: the list that the suites of all backends and the benchmarks take theirs from.
+        pub fn registry<B: Backend>() -> Vec<OpCases<B>> {
+            vec![$($op::cases()),*]
+        }
+
+        /// The names in the registry.
+        pub const OPS: &[&str] = &[$(stringify!($op)),*];
+    };
+}
+
+registry! {
+    load_rows fill_random begin_step embedding rms_norm add_rms_norm linear rope_store_kv attention act_mul
+    gather_samples sample graph
 }
 
 /// The entry called `name`.

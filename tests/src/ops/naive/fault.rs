@@ -43,6 +43,8 @@ pub enum Fault {
     SampleForgetsLastToken,
     SampleNanWins,
     LogprobsAfterTemperature,
+    /// In every op; [`Fault::ALL`] leaves it out.
+    EveryOtherRunOffByOneBit,
 }
 
 impl Fault {

@@ -23,9 +23,31 @@ pub use fault::Fault;
 pub struct Naive {
     /// The mistake to make, if any.
     pub fault: Option<Fault>,
+    /// Results written so far.
+    num_results: u64,
 }
 
 impl Naive {
+    /// The oracle with a mistake.
+    pub fn with(fault: Fault) -> Self {
+        Self { fault: Some(fault), num_results: 0 }
+    }
+
+    /// Writes the result of an op.
+    fn put_result(&mut self, out: &mut Tensor<Vec<u8>>, values: &[f64]) {
+        put(out, 0, values);
+        if !values.is_empty() {
+            self.count_result(&mut out.buf);
+        }
+    }
+
+    fn count_result(&mut self, result: &mut [u8]) {
+        self.num_results += 1;
+        if self.has(Fault::EveryOtherRunOffByOneBit) && self.num_results.is_multiple_of(2) {
+            result[0] ^= 1;
+        }
+    }
+
     fn has(&self, fault: Fault) -> bool {
         self.fault == Some(fault)
     }
@@ -175,7 +197,7 @@ impl Backend for Naive {
         if self.has(Fault::EmbeddingExtraRow) {
             tokens.push(0);
         }
-        put(out, 0, &reference::embedding(&get(table, table.rows), table.cols, &tokens));
+        self.put_result(out, &reference::embedding(&get(table, table.rows), table.cols, &tokens));
         Ok(())
     }
 
@@ -193,7 +215,7 @@ impl Backend for Naive {
         room("rms_norm", "rows", rows, x.rows.min(out.rows))?;
         let eps = if self.has(Fault::NormWithoutEps) { 0.0 } else { f64::from(eps) };
         let rows = if self.has(Fault::NormWritesSpareRow) { x.rows } else { rows };
-        put(out, 0, &reference::rms_norm(&get(x, rows), &get(weight, 1), eps, precision(x.dtype)));
+        self.put_result(out, &reference::rms_norm(&get(x, rows), &get(weight, 1), eps, precision(x.dtype)));
         Ok(())
     }
 
@@ -214,7 +236,7 @@ impl Backend for Naive {
             put(residual, 0, &sums);
         }
         let stored: Vec<f64> = sums.iter().map(|&x| p.store(x)).collect();
-        put(out, 0, &reference::rms_norm(&stored, &get(weight, 1), f64::from(eps), p));
+        self.put_result(out, &reference::rms_norm(&stored, &get(weight, 1), f64::from(eps), p));
         Ok(())
     }
 
@@ -258,7 +280,7 @@ impl Backend for Naive {
             });
             result = rounded.collect();
         }
-        put(out, 0, &result);
+        self.put_result(out, &result);
         Ok(())
     }
 
@@ -317,7 +339,7 @@ impl Backend for Naive {
             put(&mut kv.k, slot, if self.has(Fault::StoreUnrotatedKey) { &raw_key } else { key });
             put(&mut kv.v, slot, value);
         }
-        put(qkv, 0, &values);
+        self.put_result(qkv, &values);
         Ok(())
     }
 
@@ -377,6 +399,9 @@ impl Backend for Naive {
                 }
             }
         }
+        if step.num_tokens() > 0 {
+            self.count_result(&mut out.buf);
+        }
         Ok(())
     }
 
@@ -400,7 +425,7 @@ impl Backend for Naive {
             values.chunks_exact_mut(2 * out.cols).for_each(|row| row[out.cols..].fill(1.0));
         }
         let result = reference::act_mul(&values, out.cols, kind, precision(out.dtype));
-        put(out, 0, &result);
+        self.put_result(out, &result);
         Ok(())
     }
 
@@ -416,7 +441,7 @@ impl Backend for Naive {
         if self.has(Fault::GatherFirst) {
             rows.iter_mut().for_each(|row| *row = row.saturating_sub(1));
         }
-        put(out, 0, &reference::gather_samples(&get(x, x.rows), x.cols, &rows));
+        self.put_result(out, &reference::gather_samples(&get(x, x.rows), x.cols, &rows));
         Ok(())
     }
 
@@ -466,6 +491,7 @@ impl Backend for Naive {
                 put_word(&mut out.top_logprobs, i * MAX_LOGPROBS + j, (logprobs[token] as f32).to_bits());
             }
         }
+        self.count_result(&mut out.logprobs);
         Ok(())
     }
 

@@ -17,7 +17,7 @@ pub(super) fn bench<B: Backend>(w: &Workload) -> Vec<BenchCase<B>> {
         ("top_p 0.9", SampleParams { top_p: 0.9, ..plain }),
     ];
     let case = move |(name, params): (&str, SampleParams)| {
-        let bytes = (w.seqs * vocab * 4) as f64;
+        let bytes = (w.seqs * vocab * w.logits_dtype.size_bytes()) as f64;
         BenchCase::new(name, bytes, 0.0, move |backend: &mut B| {
             let mut state = backend.seq_state(w.seqs, 1, vocab)?;
             let mut inputs = backend.inputs(w.seqs, w.seqs, w.seqs)?;
@@ -33,8 +33,7 @@ pub(super) fn bench<B: Backend>(w: &Workload) -> Vec<BenchCase<B>> {
                 step.samples.push(SampleParams { seq_row: row, seed: u64::from(row), ..params });
             }
             backend.begin_step(&mut inputs, &step, &mut state, &mut [])?;
-            let dtype = backend.logits_dtype(w.dtype);
-            let logits = noise(backend, dtype, w.seqs, vocab)?;
+            let logits = noise(backend, w.logits_dtype, w.seqs, vocab)?;
             let mut out = backend.sample_buf(w.seqs)?;
             Ok(move |backend: &mut B| backend.sample(&mut out, &logits, &inputs, &mut state))
         })

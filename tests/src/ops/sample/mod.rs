@@ -211,7 +211,10 @@ fn check_case<B: Backend>(backend: &mut B, config: &CheckConfig, case: &Case) ->
         draws.push(Draw { params: row.params, logits, prompt, generated });
     }
     let all: Vec<&Draw> = draws.iter().collect();
+    let before = rng.clone();
     let samples = run(backend, &mut rng, dtype, vocab, &all, padding)?;
+    let again = run(backend, &mut before.clone(), dtype, vocab, &all, padding)?;
+    same_draws(&samples, &again, &draws)?;
     for (i, draw) in draws.iter().enumerate() {
         draw.check_token(samples.tokens[i])?;
         if draw.params.num_logprobs >= 0 && samples.tokens[i] != u32::MAX {
@@ -231,6 +234,25 @@ fn check_case<B: Backend>(backend: &mut B, config: &CheckConfig, case: &Case) ->
             "tokens {:?} depend on the batch: {tokens:?} in reverse, {token} for sample {alone} alone",
             &samples.tokens[..draws.len()]
         )));
+    }
+    Ok(())
+}
+
+/// The same step twice: what was asked for is the same bits.
+fn same_draws(samples: &Samples, again: &Samples, draws: &[Draw]) -> Result<(), Failure> {
+    let n = draws.len();
+    let bits = |samples: &Samples| -> Vec<u32> {
+        let asked = (0..n).filter(|&i| draws[i].params.num_logprobs >= 0 && samples.tokens[i] != u32::MAX);
+        let logprobs = asked.flat_map(|i| {
+            let finite = draws[i].logits.iter().filter(|x| x.is_finite()).count();
+            let top = i * MAX_LOGPROBS..i * MAX_LOGPROBS + finite.min(draws[i].params.num_logprobs as usize);
+            let values = samples.logprobs[i..=i].iter().chain(&samples.top_logprobs[top.clone()]);
+            values.map(|x| x.to_bits()).chain(samples.top_tokens[top].iter().copied()).collect::<Vec<_>>()
+        });
+        samples.tokens[..n].iter().copied().chain(logprobs).collect()
+    };
+    if bits(samples) != bits(again) {
+        return Err(Failure::wrong("the same step gave other tokens or log probabilities"));
     }
     Ok(())
 }

@@ -1,0 +1,275 @@
+//! One running model and what is measured of it.
+
+use std::path::Path;
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
+
+use minisgl_engine::config::EngineConfig;
+use minisgl_engine::model::ModelSpec;
+use minisgl_engine::request::{Request, RequestParams};
+use minisgl_engine::{DType, Engine, Stats, Submission};
+use minisgl_tests::harness::{ChannelSink, collect};
+use minisgl_tests::models::random_tokens;
+use minisgl_tests::report::{Limits, Row, Work};
+
+use crate::args::Args;
+
+pub(crate) type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
+
+pub(crate) struct Bench {
+    name: String,
+    spec: ModelSpec,
+    engine: Engine,
+    /// From nothing to the first token of a short prompt.
+    first_token: Duration,
+    repeats: usize,
+    /// Every prompt is new, so that a prefix cache helps only where it is meant to.
+    next_stream: u32,
+}
+
+/// Host time of a number of steps.
+struct HostTime {
+    steps: u64,
+    schedule: Duration,
+    launch: Duration,
+    wait: Duration,
+    commit: Duration,
+}
+
+impl HostTime {
+    fn between(before: &Stats, after: &Stats) -> Self {
+        Self {
+            steps: after.counters.steps - before.counters.steps,
+            schedule: after.schedule_time - before.schedule_time,
+            launch: after.launch_time - before.launch_time,
+            wait: after.wait_time - before.wait_time,
+            commit: after.commit_time - before.commit_time,
+        }
+    }
+
+    fn micros(&self, time: Duration) -> f64 {
+        time.as_secs_f64() * 1e6 / self.steps.max(1) as f64
+    }
+}
+
+impl Bench {
+    pub(crate) fn start(dir: &Path, args: &Args) -> Result<Self> {
+        let spec = ModelSpec::read(dir)?;
+        let name =
+            dir.file_name().map_or_else(|| dir.display().to_string(), |n| n.to_string_lossy().into_owned());
+        let config = EngineConfig {
+            device: args.device,
+            attention_backend: args.attention_backend,
+            use_dummy_weight: true,
+            max_seq_len_override: Some(spec.max_position.min(8192)),
+            ..EngineConfig::new(dir)
+        };
+        let start = Instant::now();
+        let engine = Engine::start(config, None)?;
+        let mut bench = Self {
+            name,
+            spec,
+            engine,
+            first_token: Duration::ZERO,
+            repeats: args.repeats.max(1),
+            next_stream: 0,
+        };
+        let request = bench.request(8, 1, 0.0);
+        bench.time(vec![request]);
+        bench.first_token = start.elapsed();
+        Ok(bench)
+    }
+
+    fn prompt(&mut self, len: usize) -> Vec<u32> {
+        self.next_stream += 1;
+        random_tokens(1, self.next_stream, len, self.spec.vocab)
+    }
+
+    fn request(&mut self, len: usize, max_tokens: usize, temperature: f32) -> Request {
+        request(self.prompt(len), max_tokens, temperature)
+    }
+
+    /// Seconds from submission to the last event.
+    fn time(&self, requests: Vec<Request>) -> f64 {
+        let (sender, receiver) = mpsc::channel();
+        let num = requests.len();
+        let submit = |(i, request): (usize, Request)| Submission {
+            request,
+            sinks: vec![Box::new(ChannelSink(i, sender.clone()))],
+        };
+        let submissions = requests.into_iter().enumerate().map(submit).collect();
+        let start = Instant::now();
+        self.engine.submit(submissions).expect("valid requests");
+        for result in collect(&receiver, num) {
+            result.expect("an output");
+        }
+        start.elapsed().as_secs_f64()
+    }
+
+    /// Weights that a step reads: all but an embedding table that is not the head.
+    fn weights(&self) -> usize {
+        let (body, tables) = self.spec.num_params();
+        body + if self.spec.tied { tables } else { tables / 2 }
+    }
+
+    /// Bytes that a decode step must read.
+    fn decode_bytes(&self, batch: usize, context: usize) -> f64 {
+        let kv = batch * context * self.spec.kv_bytes_per_token(DType::BF16);
+        (self.weights() * DType::BF16.size_bytes() + kv) as f64
+    }
+
+    /// Floating-point operations of a decode step.
+    fn decode_flops(&self, batch: usize, context: usize) -> f64 {
+        let attention = 4 * self.spec.num_layers * self.spec.num_heads * self.spec.head_dim * context;
+        (batch * (2 * self.weights() + attention)) as f64
+    }
+
+    /// Process start is not in it: the backend, weights, memory and graphs are.
+    pub(crate) fn start_rows(&self) -> Vec<Row> {
+        let info = self.engine.info();
+        let row = |name: &str, value, unit, rate| Row {
+            series: self.name.clone(),
+            name: format!("{} {name}", self.name),
+            value,
+            unit,
+            rate,
+            share: None,
+            work: None,
+        };
+        let gib = |bytes: usize| bytes as f64 / f64::from(1 << 30);
+        let kv = info.num_pages * info.page_size * info.kv_bytes_per_token;
+        let ready = format!("ready after {:.2} s", info.load_time.as_secs_f64());
+        let pages = format!("{} pages of {}", info.num_pages, info.page_size);
+        vec![
+            row("start to first token", self.first_token.as_secs_f64(), "s", ready),
+            row("weights", gib(info.weight_bytes), "GiB", String::new()),
+            row("KV", gib(kv), "GiB", pages),
+        ]
+    }
+
+    /// A decode step, and what the host does in it.
+    pub(crate) fn decode(
+        &mut self,
+        (batch, context): (usize, usize),
+        steps: usize,
+        limits: &Limits,
+    ) -> [Row; 2] {
+        let prompts: Vec<_> = (0..batch).map(|_| self.prompt(context)).collect();
+        let run = |bench: &Self, max_tokens| {
+            bench.time(prompts.iter().map(|prompt| request(prompt.clone(), max_tokens, 0.0)).collect())
+        };
+        // From now on the prompts are in the prefix cache, and a run is nothing but decoding.
+        run(self, 1);
+        let mut measured: Vec<(f64, HostTime)> = (0..self.repeats)
+            .map(|_| {
+                let rest = run(self, 1);
+                let before = self.engine.stats();
+                let seconds = (run(self, 1 + steps) - rest) / steps as f64;
+                (seconds, HostTime::between(&before, &self.engine.stats()))
+            })
+            .collect();
+        measured.sort_by(|a, b| a.0.total_cmp(&b.0));
+        let (seconds, host) = &measured[measured.len() / 2];
+        let mid = context + steps / 2;
+        let work = Work {
+            bytes: self.decode_bytes(batch, mid),
+            flops: self.decode_flops(batch, mid),
+            seconds: *seconds,
+        };
+        let name = format!("{} decode, batch {batch}, context {context}", self.name);
+        let [schedule, launch, wait, commit] =
+            [host.schedule, host.launch, host.wait, host.commit].map(|time| host.micros(time));
+        let host = Row {
+            series: self.name.clone(),
+            name: format!("{name}: host"),
+            value: schedule + launch + commit,
+            unit: "us a step",
+            rate: format!(
+                "schedule {schedule:.1}, launch {launch:.1}, commit {commit:.1}, wait {wait:.1} us"
+            ),
+            share: Some(((schedule + launch + commit) / (seconds * 1e6), "the step")),
+            work: None,
+        };
+        let step = Row {
+            series: self.name.clone(),
+            name,
+            value: seconds * 1e3,
+            unit: "ms a step",
+            rate: format!("{:.1} tok/s, {:.1} GB/s", batch as f64 / seconds, work.bytes / seconds / 1e9),
+            share: Some((work.bytes / seconds / limits.bytes_per_s, limits.bytes_name)),
+            work: Some(work),
+        };
+        [step, host]
+    }
+
+    /// Prompts that were never seen, one token each.
+    pub(crate) fn prefill(&mut self, (count, len): (usize, usize), limits: &Limits) -> Row {
+        let run = |bench: &mut Self| {
+            let requests = (0..count).map(|_| bench.request(len, 1, 0.0)).collect();
+            bench.time(requests)
+        };
+        run(self);
+        let mut times: Vec<f64> = (0..self.repeats).map(|_| run(self)).collect();
+        times.sort_by(f64::total_cmp);
+        let seconds = times[times.len() / 2];
+        let spec = &self.spec;
+        let (body, _) = spec.num_params();
+        let head = self.weights() - body;
+        let attention =
+            2.0 * (spec.num_layers * spec.num_heads * spec.head_dim) as f64 * (len * (len + 1)) as f64;
+        let flops = count as f64 * (2.0 * body as f64 * len as f64 + 2.0 * head as f64 + attention);
+        Row {
+            series: self.name.clone(),
+            name: format!("{} prefill, {count} x {len}", self.name),
+            value: (count * len) as f64 / seconds,
+            unit: "tok/s",
+            rate: format!("{:.1} GFLOP/s", flops / seconds / 1e9),
+            share: Some((flops / seconds / limits.flops_per_s, limits.flops_name)),
+            // The weights are read once at least.
+            work: Some(Work { bytes: self.decode_bytes(0, 0), flops, seconds }),
+        }
+    }
+
+    /// A workload of many requests, all submitted at once.
+    pub(crate) fn offline(&mut self, workload: &Path, limits: &Limits) -> Result<Row> {
+        #[derive(serde::Deserialize)]
+        struct Workload {
+            temperature: f32,
+            prompt_len: Vec<usize>,
+            max_tokens: Vec<usize>,
+        }
+        let text = std::fs::read(workload).map_err(|error| format!("{}: {error}", workload.display()))?;
+        let workload: Workload = serde_json::from_slice(&text)?;
+        let pairs: Vec<_> =
+            workload.prompt_len.iter().copied().zip(workload.max_tokens.iter().copied()).collect();
+        let run = |bench: &mut Self, cap: usize| {
+            let requests =
+                pairs.iter().map(|&(len, max)| bench.request(len, max.min(cap), workload.temperature));
+            let requests = requests.collect();
+            bench.time(requests)
+        };
+        run(self, 16);
+        let seconds = run(self, usize::MAX);
+        let output: usize = workload.max_tokens.iter().sum();
+        // Lower bound of the bytes: weights once for each step of the longest output, every KV entry once a step.
+        let kv = self.spec.kv_bytes_per_token(DType::BF16) as f64;
+        let steps = workload.max_tokens.iter().copied().max().unwrap_or(0) as f64;
+        let kv_tokens: f64 =
+            pairs.iter().map(|&(len, max)| max as f64 * (len as f64 + max as f64 / 2.0)).sum();
+        let bytes = steps * self.decode_bytes(0, 0) + kv_tokens * kv;
+        Ok(Row {
+            series: self.name.clone(),
+            name: format!("{} offline, {} requests", self.name, pairs.len()),
+            value: output as f64 / seconds,
+            unit: "output tok/s",
+            rate: format!("{seconds:.2} s"),
+            share: Some((bytes / seconds / limits.bytes_per_s, limits.bytes_name)),
+            work: None,
+        })
+    }
+}
+
+fn request(token_ids: Vec<u32>, max_tokens: usize, temperature: f32) -> Request {
+    let params = RequestParams { max_tokens, temperature, ignore_eos: true, ..RequestParams::default() };
+    Request { token_ids, params }
+}
