@@ -123,19 +123,21 @@ typedef struct msgl_skinny_params {
   const void *x;       // [rows, k] dtype
   const void *weight;  // [n, k] dtype; with gates the n / 2 rows of the gates, then those of the ups
   const void *bias;    // [n] dtype, or null
-  const void *norm;    // [k] dtype: x goes through RMSNorm first; bf16 only; or null
-  uint32_t rows;       // 1 to 64
-  uint32_t n;          // with gates a multiple of 16
-  uint32_t k;          // a multiple of 32
+  const void *norm;    // [k] dtype: x goes through RMSNorm first; or null
+  uint32_t rows;
+  uint32_t n;
+  uint32_t k;
   float eps;           // of the norm
   uint32_t is_gated;   // out = activation(gate) * up
   uint32_t adds_to_out;  // out += instead of out =; out_dtype is dtype then
-  uint32_t num_sms;      // of the chip, which has to be sm_90 or later
+  uint32_t num_sms;      // of the chip
   msgl_activation activation;
   msgl_dtype out_dtype;  // dtype or MSGL_F32
   msgl_dtype dtype;      // MSGL_BF16 or MSGL_F16
 } msgl_skinny_params;
 
+// Whether there is a kernel for these sizes and dtypes on a chip of compute capability `sm` (10 * major + minor).
+int msgl_skinny_is_supported(const msgl_skinny_params *params, uint32_t sm);
 int msgl_skinny(const msgl_skinny_params *params, msgl_stream stream);
 
 // ---- Rows: gather, broadcast, convert, noise -------------------------------------------------------------

@@ -88,41 +88,28 @@ struct SkinnyPass {
 // The copying warps. Rows go to them in turn.
 template <typename T>
 __device__ void skinny_copy(const msgl_skinny_params &p, const SkinnyShape &s, uint32_t ring, uint32_t full,
-                            uint32_t empty, uint32_t x_full) {
-  const uint32_t copy_warps = blockDim.x / 32 - kSkinnyWarps;
-  const uint32_t copier = threadIdx.x % 32 * copy_warps + threadIdx.x / 32 - kSkinnyWarps;
-  const uint32_t copiers = 32 * copy_warps;
+                            uint32_t empty) {
+  const uint32_t copier = threadIdx.x % 32 * kSkinnyCopyWarps + threadIdx.x / 32 - kSkinnyWarps;
+  constexpr uint32_t kCopiers = 32 * kSkinnyCopyWarps;
   const uint32_t chunks = ceil_div(p.k, s.chunk);
   const uint32_t unit_rows = p.is_gated ? 2 * kUnit : kUnit;
   const T *weight = static_cast<const T *>(p.weight), *x = static_cast<const T *>(p.x);
-  const uint32_t row_bytes = p.k * sizeof(T);
-
-  if (copier == 0) {
-    const uint32_t bytes = (s.is_resident ? p.rows * row_bytes : 0) + (p.norm != nullptr ? row_bytes : 0);
-    mbarrier_arrive_expect(x_full, bytes);
-    if (p.norm != nullptr) bulk_copy(ring + s.norm_offset, p.norm, row_bytes, x_full, kEvictLast);
-  }
   const auto copy_x = [&](uint32_t slot, uint32_t chunk, uint32_t bytes) {
     const uint32_t base = ring + slot * s.stage_bytes + s.stage_x;
-    for (uint32_t m = copier; m < p.rows; m += copiers) {
+    for (uint32_t m = copier; m < p.rows; m += kCopiers) {
       bulk_copy(base + m * s.x_stride, x + static_cast<uint64_t>(m) * p.k + chunk * s.chunk, bytes, full + slot * 8,
                 kEvictLast);
     }
   };
   bool has_waited = false;
+  // Where x comes in stages, those in flight still lack theirs.
   const auto wait_for_grid = [&](uint32_t stages) {
     grid_wait();
     has_waited = true;
-    if (s.is_resident) {
-      for (uint32_t m = copier; m < p.rows; m += copiers) {
-        bulk_copy(ring + s.x_offset + m * s.x_stride, x + static_cast<uint64_t>(m) * p.k, row_bytes, x_full,
-                  kEvictLast);
-      }
-    } else {
-      for (uint32_t i = 0; i < stages; i++) {
-        const uint32_t chunk = i % chunks;
-        copy_x(i, chunk, min(s.chunk, p.k - chunk * s.chunk) * sizeof(T));
-      }
+    if (s.is_resident) return;
+    for (uint32_t i = 0; i < stages; i++) {
+      const uint32_t chunk = i % chunks;
+      copy_x(i, chunk, min(s.chunk, p.k - chunk * s.chunk) * sizeof(T));
     }
   };
   uint32_t slot = 0, parity = 1, stage = 0;
@@ -132,17 +119,16 @@ __device__ void skinny_copy(const msgl_skinny_params &p, const SkinnyShape &s, u
     const uint32_t num_rows = rows.units * unit_rows;
     // Only the last unit of all may be part of one.
     const uint32_t real_rows = p.is_gated ? num_rows : min(num_rows, p.n - rows.first_unit * kUnit);
+    const T *row = copier < real_rows ? weight + static_cast<uint64_t>(rows.row(copier, p.is_gated, p.n)) * p.k : weight;
     for (uint32_t chunk = 0; chunk < chunks; chunk++, stage++) {
       if (!has_waited && stage == s.depth) wait_for_grid(stage);
-      if (has_waited) mbarrier_wait(empty + slot * 8, parity);
+      if (stage >= s.depth) mbarrier_wait(empty + slot * 8, parity);
       const uint32_t bytes = min(s.chunk, p.k - chunk * s.chunk) * sizeof(T);
       const uint32_t base = ring + slot * s.stage_bytes, barrier = full + slot * 8;
       if (copier == 0) mbarrier_arrive_expect(barrier, (real_rows + (s.is_resident ? 0 : p.rows)) * bytes);
       __syncwarp();
-      for (uint32_t r = copier; r < real_rows; r += copiers) {
-        const uint64_t row = rows.row(r, p.is_gated, p.n);
-        bulk_copy(base + r * s.row_stride, weight + row * p.k + chunk * s.chunk, bytes, barrier, kEvictFirst);
-      }
+      static_assert(kCopiers >= 32, "a lane for each row of a stage");
+      if (copier < real_rows) bulk_copy(base + copier * s.row_stride, row + chunk * s.chunk, bytes, barrier, kEvictFirst);
       if (has_waited && !s.is_resident) copy_x(slot, chunk, bytes);
       if (++slot == s.depth) {
         slot = 0;
@@ -153,55 +139,129 @@ __device__ void skinny_copy(const msgl_skinny_params &p, const SkinnyShape &s, u
   if (!has_waited) wait_for_grid(stage);
 }
 
-// Adds the warps' sums of up to 8 tokens in the warps' order and stores what the epilogue makes of them.
-template <typename T, uint32_t kPartialStride>
-__device__ void skinny_store(const msgl_skinny_params &p, const SkinnyPass &rows, const float *partial,
-                             const float *squares, uint32_t first_token, uint32_t round_tokens) {
-  const uint32_t features = rows.units * kUnit, n_out = p.is_gated ? p.n / 2 : p.n;
-  const uint32_t tokens = min(round_tokens, p.rows - first_token);
-  const T *bias = static_cast<const T *>(p.bias);
-  for (uint32_t i = threadIdx.x; i < features * tokens; i += 32 * kSkinnyWarps) {
-    const uint32_t r = i % features, m = i / features, token = first_token + m;
-    const uint32_t feature = rows.first_unit * kUnit + r;
-    if (feature >= n_out) continue;
-    float value = 0.f, up = 0.f, square = 0.f;
+// Brings the columns of x that this warp multiplies to shared memory, times the norm's weight where there is a norm,
+// and leaves the sums of their squares.
+template <typename T, int kTokenTiles>
+__device__ void skinny_load_x(const msgl_skinny_params &p, const SkinnyShape &s, char *x_shared, float *squares) {
+  constexpr uint32_t kBatch = kTokenTiles == 1 ? 4 : 1;
+  const uint32_t warp = threadIdx.x / 32, quad = threadIdx.x % 32 / 4, in_quad = threadIdx.x % 4;
+  const T *x = static_cast<const T *>(p.x), *norm = static_cast<const T *>(p.norm);
+  const uint32_t groups = p.k / kGroup;
+  float square[kTokenTiles] = {};
+  for (uint32_t first = warp; first < groups; first += kBatch * kSkinnyWarps) {
+    uint4 v[kBatch][kTokenTiles], w[kBatch];
 #pragma unroll
-    for (uint32_t w = 0; w < kSkinnyWarps; w++) {
-      const float *sums = partial + (w * round_tokens + m) * kPartialStride;
-      value += sums[r];
-      if (p.is_gated) up += sums[features + r];
-      if (p.norm != nullptr) square += squares[w * p.rows + token];
+    for (uint32_t b = 0; b < kBatch; b++) {
+      const uint32_t group = first + b * kSkinnyWarps, column = group * kGroup + in_quad * 8;
+      if (group >= groups) break;
+#pragma unroll
+      for (int m = 0; m < kTokenTiles; m++) {
+        const uint32_t token = m * 8 + quad;
+        if (token < p.rows) v[b][m] = *reinterpret_cast<const uint4 *>(x + static_cast<uint64_t>(token) * p.k + column);
+      }
+      if (norm != nullptr) w[b] = *reinterpret_cast<const uint4 *>(norm + column);
+    }
+#pragma unroll
+    for (uint32_t b = 0; b < kBatch; b++) {
+      const uint32_t group = first + b * kSkinnyWarps, column = group * kGroup + in_quad * 8;
+      if (group >= groups) break;
+#pragma unroll
+      for (int m = 0; m < kTokenTiles; m++) {
+        const uint32_t token = m * 8 + quad;
+        if (token >= p.rows) continue;
+        uint4 value = v[b][m];
+        if (norm != nullptr) {
+          square[m] += sum_squares<T>(value);
+          value.x = multiply_pairs<T>(value.x, w[b].x);
+          value.y = multiply_pairs<T>(value.y, w[b].y);
+          value.z = multiply_pairs<T>(value.z, w[b].z);
+          value.w = multiply_pairs<T>(value.w, w[b].w);
+        }
+        *reinterpret_cast<uint4 *>(x_shared + token * s.x_stride + column * sizeof(T)) = value;
+      }
+    }
+  }
+  if (norm != nullptr) {
+#pragma unroll
+    for (int m = 0; m < kTokenTiles; m++) {
+      square[m] += __shfl_xor_sync(~0u, square[m], 1);
+      square[m] += __shfl_xor_sync(~0u, square[m], 2);
+      if (in_quad == 0 && m * 8 + quad < p.rows) squares[warp * p.rows + m * 8 + quad] = square[m];
+    }
+  }
+  __syncwarp();
+}
+
+// One output: a lane's row of the token that its warp has in a round.
+template <typename T>
+struct SkinnyOutput {
+  uint32_t token, feature;
+  bool exists;
+  float before;
+
+  // Reads early what the product is added to, so that it is there when the sums are.
+  __device__ SkinnyOutput(const msgl_skinny_params &p, const SkinnyPass &rows, uint32_t first_token, uint32_t round) {
+    const uint32_t lane = threadIdx.x % 32, n_out = p.is_gated ? p.n / 2 : p.n;
+    // Tokens go to the warps in turn: with a single one, no warp has all of the work.
+    token = first_token + (threadIdx.x / 32 + round) % kSkinnyWarps;
+    feature = rows.first_unit * kUnit + lane;
+    exists = token < p.rows && lane < rows.units * kUnit && feature < n_out;
+    before = exists && p.adds_to_out ? to_float(static_cast<const T *>(p.out)[at(n_out)]) : 0.f;
+  }
+
+  __device__ uint64_t at(uint32_t n_out) const { return static_cast<uint64_t>(token) * n_out + feature; }
+
+  // Adds the warps' sums in the warps' order and stores what the epilogue makes of them.
+  __device__ void store(const msgl_skinny_params &p, const SkinnyPass &rows, const float *partial, const float *squares,
+                        uint32_t first_token, uint32_t round_tokens, uint32_t stride) const {
+    if (!exists) return;
+    const uint32_t lane = threadIdx.x % 32, n_out = p.is_gated ? p.n / 2 : p.n;
+    const T *bias = static_cast<const T *>(p.bias);
+    const float *sums = partial + (token - first_token) * stride + lane;
+    const uint32_t step = round_tokens * stride;
+    float value = 0.f, up = 0.f, scale = 1.f;
+#pragma unroll
+    for (uint32_t w = 0; w < kSkinnyWarps; w++) value += sums[w * step];
+    if (p.is_gated) {
+      const float *ups = sums + rows.units * kUnit;
+#pragma unroll
+      for (uint32_t w = 0; w < kSkinnyWarps; w++) up += ups[w * step];
     }
     if (p.norm != nullptr) {
-      const float scale = rsqrtf(square / p.k + p.eps);
-      value *= scale;
-      up *= scale;
+      float square = 0.f;
+#pragma unroll
+      for (uint32_t w = 0; w < kSkinnyWarps; w++) square += squares[w * p.rows + token];
+      scale = rsqrtf(square / p.k + p.eps);
     }
+    value *= scale;
+    up *= scale;
     if (bias != nullptr) {
       value += to_float(bias[feature]);
       if (p.is_gated) up += to_float(bias[n_out + feature]);
     }
     if (p.is_gated) value = activate(p.activation, value) * up;
-    const uint64_t at = static_cast<uint64_t>(token) * n_out + feature;
-    if (p.adds_to_out) value += to_float(static_cast<const T *>(p.out)[at]);
+    value += before;
     if (p.out_dtype == MSGL_F32) {
-      static_cast<float *>(p.out)[at] = value;
+      static_cast<float *>(p.out)[at(n_out)] = value;
     } else {
-      static_cast<T *>(p.out)[at] = from_float<T>(value);
+      static_cast<T *>(p.out)[at(n_out)] = from_float<T>(value);
     }
   }
-}
+};
 
 template <typename T, int kTokenTiles, int kRowTiles>
-__global__ void __launch_bounds__(kSkinnyThreads, kTokenTiles * kRowTiles <= 4 ? 2 : 1)
+__global__ void __launch_bounds__(kSkinnyThreads, kTokenTiles <= 2 ? 2 : 1)
     skinny_kernel(const __grid_constant__ msgl_skinny_params p, const __grid_constant__ SkinnyShape s) {
 #if __CUDA_ARCH__ >= 900
+  constexpr uint32_t kGroups = groups_of_stage(kRowTiles);
+  constexpr uint32_t kChunk = kGroups * kGroupOfAll;
+  constexpr uint32_t kRowStride = staggered(kChunk * 2);
+  constexpr uint32_t kPartialStride = kRowTiles * 16 + kPartialPad;
   extern __shared__ __align__(128) char dynamic_shared[];
-  __shared__ uint64_t barriers[2 * kSkinnyMaxDepth + 1];
+  __shared__ uint64_t barriers[2 * kSkinnyMaxDepth];
   const uint32_t warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const uint32_t ring = shared_address(dynamic_shared);
   const uint32_t full = shared_address(barriers), empty = full + kSkinnyMaxDepth * 8;
-  const uint32_t x_full = empty + kSkinnyMaxDepth * 8;
   float *partials = reinterpret_cast<float *>(dynamic_shared + s.partial_offset);
   float *squares = reinterpret_cast<float *>(dynamic_shared + s.squares_offset);
 
@@ -210,62 +270,52 @@ __global__ void __launch_bounds__(kSkinnyThreads, kTokenTiles * kRowTiles <= 4 ?
     mbarrier_init(full + threadIdx.x * 8, 1);
     mbarrier_init(empty + threadIdx.x * 8, kSkinnyWarps);
   }
-  if (threadIdx.x == 0) mbarrier_init(x_full, 1);
   mbarrier_init_fence();
   __syncthreads();
   if (warp >= kSkinnyWarps) {
-    skinny_copy<T>(p, s, ring, full, empty, x_full);
+    skinny_copy<T>(p, s, ring, full, empty);
     return;
   }
   // Also keeps these warps from polling while the grid before is at work.
   grid_wait();
+  if (s.is_resident) skinny_load_x<T, kTokenTiles>(p, s, dynamic_shared + s.x_offset, squares);
 
   const uint32_t quad = lane / 4, in_quad = lane % 4;
-  const uint32_t chunks = ceil_div(p.k, s.chunk), groups = s.chunk / (kGroup * kSkinnyWarps);
-  constexpr uint32_t kPartialStride = kRowTiles * 16 + kPartialPad;
+  const uint32_t chunks = ceil_div(p.k, kChunk);
   const uint32_t round_tokens = min(p.rows, 8u);
-  // Resident x and the norm have a stride of chunks, x in a stage has none.
-  const uint32_t x_start = s.is_resident ? ring + s.x_offset : ring + s.stage_x;
+  // Of this lane in the warp's first group.
+  const uint32_t column = (warp * kGroup + in_quad * 8) * 2;
+  const uint32_t x_start = ring + (s.is_resident ? s.x_offset : s.stage_x) + column;
+  uint32_t x_row[kTokenTiles];
+  // Columns past the last token are computed from it and not stored.
+#pragma unroll
+  for (int m = 0; m < kTokenTiles; m++) x_row[m] = x_start + min(m * 8 + quad, p.rows - 1) * s.x_stride;
+  const uint32_t weight_row = ring + column + quad * kRowStride;
   uint32_t slot = 0, parity = 0, round = 0;
-  mbarrier_wait(x_full, 0);
   for (uint32_t pass = 0;; pass++) {
     const SkinnyPass rows(s, pass);
     if (rows.units == 0) break;
     const uint32_t num_rows = rows.units * (p.is_gated ? 2 * kUnit : kUnit);
+    SkinnyOutput<T> first_output(p, rows, 0, round);
     float sums[kRowTiles][kTokenTiles][4] = {};
-    float square[kTokenTiles] = {};
     for (uint32_t chunk = 0; chunk < chunks; chunk++) {
       mbarrier_wait(full + slot * 8, parity);
-      const uint32_t stage = ring + slot * s.stage_bytes;
-      for (uint32_t group = 0; group < groups; group++) {
-        const uint32_t in_chunk = (group * kSkinnyWarps + warp) * kGroup;
-        if (chunk * s.chunk + in_chunk >= p.k) break;
-        const uint32_t column = (in_chunk + in_quad * 8) * 2;
-        const uint32_t x_column = x_start + (s.is_resident ? chunk * s.chunk * 2 : slot * s.stage_bytes) + column;
+      const uint32_t stage = slot * s.stage_bytes;
+      const uint32_t x_offset = s.is_resident ? chunk * kChunk * 2 : stage;
+      const uint32_t left = p.k - chunk * kChunk;
+#pragma unroll
+      for (uint32_t group = 0; group < kGroups; group++) {
+        if (group * kGroupOfAll + warp * kGroup >= left) break;
+        const uint32_t offset = group * kGroupOfAll * 2;
         uint4 b[kTokenTiles];
 #pragma unroll
-        for (int m = 0; m < kTokenTiles; m++) {
-          // Columns past the last token are computed from it and not stored.
-          const uint32_t token = min(m * 8 + quad, p.rows - 1);
-          b[m] = load_shared_16(x_column + token * s.x_stride);
-        }
-        if (p.norm != nullptr) {
-          const uint4 w = load_shared_16(ring + s.norm_offset + chunk * s.chunk * 2 + column);
-#pragma unroll
-          for (int m = 0; m < kTokenTiles; m++) {
-            square[m] += sum_squares<T>(b[m]);
-            b[m].x = multiply_pairs<T>(b[m].x, w.x);
-            b[m].y = multiply_pairs<T>(b[m].y, w.y);
-            b[m].z = multiply_pairs<T>(b[m].z, w.z);
-            b[m].w = multiply_pairs<T>(b[m].w, w.w);
-          }
-        }
+        for (int m = 0; m < kTokenTiles; m++) b[m] = load_shared_16(x_row[m] + x_offset + offset);
 #pragma unroll
         for (int r = 0; r < kRowTiles; r++) {
           if (r * 16 >= num_rows) break;
-          const uint4 lo = load_shared_16(stage + column + (r * 16 + quad) * s.row_stride);
-          const uint32_t upper = r * 16 + 8 < num_rows ? r * 16 + 8 + quad : r * 16 + quad;
-          const uint4 hi = load_shared_16(stage + column + upper * s.row_stride);
+          const uint32_t at = weight_row + stage + offset + r * 16 * kRowStride;
+          const uint4 lo = load_shared_16(at);
+          const uint4 hi = r * 16 + 8 < num_rows ? load_shared_16(at + 8 * kRowStride) : lo;
 #pragma unroll
           for (int m = 0; m < kTokenTiles; m++) {
             mma_m16n8k16<T>(sums[r][m], lo.x, hi.x, lo.y, hi.y, b[m].x, b[m].y);
@@ -281,29 +331,24 @@ __global__ void __launch_bounds__(kSkinnyThreads, kTokenTiles * kRowTiles <= 4 ?
       }
     }
 
-    if (p.norm != nullptr && pass == 0) {
-#pragma unroll
-      for (int m = 0; m < kTokenTiles; m++) {
-        square[m] += __shfl_xor_sync(~0u, square[m], 1);
-        square[m] += __shfl_xor_sync(~0u, square[m], 2);
-        if (in_quad == 0 && m * 8 + quad < p.rows) squares[warp * p.rows + m * 8 + quad] = square[m];
-      }
-    }
 #pragma unroll
     for (int m = 0; m < kTokenTiles; m++) {
       if (m * 8 >= p.rows) break;
+      const SkinnyOutput<T> output = m == 0 ? first_output : SkinnyOutput<T>(p, rows, m * 8, round);
       float *partial = partials + (round & 1) * (s.partial_bytes / 4);
       round++;
+      float *mine = partial + (warp * round_tokens + in_quad * 2) * kPartialStride + quad;
 #pragma unroll
-      for (int r = 0; r < kRowTiles; r++) {
+      for (int e = 0; e < 2; e++) {
+        if (in_quad * 2 + e >= round_tokens) continue;
 #pragma unroll
-        for (int e = 0; e < 4; e++) {
-          const uint32_t token = in_quad * 2 + (e & 1), row = r * 16 + quad + (e & 2) * 4;
-          if (token < round_tokens) partial[(warp * round_tokens + token) * kPartialStride + row] = sums[r][m][e];
+        for (int r = 0; r < kRowTiles; r++) {
+          mine[e * kPartialStride + r * 16] = sums[r][m][e];
+          mine[e * kPartialStride + r * 16 + 8] = sums[r][m][e + 2];
         }
       }
       named_barrier_sync(1, 32 * kSkinnyWarps);
-      skinny_store<T, kPartialStride>(p, rows, partial, squares, m * 8, round_tokens);
+      output.store(p, rows, partial, squares, m * 8, round_tokens, kPartialStride);
     }
   }
 #endif

@@ -372,6 +372,12 @@ const _: () = {
     ][::core::mem::offset_of!(msgl_skinny_params, dtype) - 76usize];
 };
 unsafe extern "C" {
+    pub fn msgl_skinny_is_supported(
+        params: *const msgl_skinny_params,
+        sm: u32,
+    ) -> ::core::ffi::c_int;
+}
+unsafe extern "C" {
     pub fn msgl_skinny(
         params: *const msgl_skinny_params,
         stream: msgl_stream,

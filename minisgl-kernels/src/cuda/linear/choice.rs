@@ -39,7 +39,7 @@ unsafe fn takes_skinny(
     product: &Product,
     other: &mut dyn FnMut(&mut Cuda, bool) -> Result<()>,
 ) -> Result<bool> {
-    if !product.is_supported(cuda.device.sm) || cuda.options.linear == LinearKernel::Cublas {
+    if cuda.options.linear == LinearKernel::Cublas || !product.is_supported(cuda)? {
         return Ok(false);
     }
     if cuda.options.linear == LinearKernel::Skinny {

@@ -81,15 +81,22 @@ pub(crate) struct Blas {
     num_large_plans: usize,
     /// What was measured, now or by a run before; none where nothing is to be measured.
     cache: Option<Cache>,
+    /// What is written between two measurements to empty the caches, while there are any to come.
+    flush: Option<DeviceBuf>,
 }
 
 impl Blas {
+    /// Frees what measurements need.
+    pub(crate) fn end_measurements(&mut self) {
+        self.flush = None;
+    }
+
     /// The library must be loadable; `tunes` lets kernels be chosen by measurement.
     pub(crate) fn new(device: &Arc<Device>, stream: &Stream, tunes: bool) -> Result<Self> {
         let handle = Handle::new().map_err(|e| device.error("cublasLtCreate", e.to_string()))?;
         let workspace = DeviceBuf::zeroed(device, stream, "cuBLASLt workspace", WORKSPACE_BYTES)?;
         let cache = if tunes { Some(Cache::open(&device.kernels_key()?)) } else { None };
-        Ok(Self { handle, workspace, plans: HashMap::new(), num_large_plans: 0, cache })
+        Ok(Self { handle, workspace, plans: HashMap::new(), num_large_plans: 0, cache, flush: None })
     }
 }
 

@@ -2,15 +2,10 @@
 
 use std::ffi::c_void;
 
-use super::super::bindings::{msgl_activation, msgl_skinny, msgl_skinny_params};
+use super::super::bindings::{msgl_activation, msgl_skinny, msgl_skinny_is_supported, msgl_skinny_params};
 use super::super::{Cuda, check};
 use super::{OP, Operands, Shape};
-use crate::{Activation, DType, Result};
-
-/// Most tokens that the kernel takes.
-pub(super) const MAX_ROWS: usize = 64;
-/// Columns that a warp takes at once.
-const GROUP: usize = 32;
+use crate::{Activation, Result};
 
 /// A linear layer with what may be computed in the same pass.
 #[derive(Clone, Copy, Debug)]
@@ -44,13 +39,11 @@ impl Product {
         Key { shape: self.shape, has_norm: self.norm.is_some(), is_gated: self.gated.is_some() }
     }
 
-    /// Whether the kernel computes this on a chip of compute capability `sm`.
-    pub(super) fn is_supported(&self, sm: u32) -> bool {
-        let Shape { rows, n, k, dtype, .. } = self.shape;
-        // Before it is scaled, x times the norm's weight may be more than f16 holds.
-        let has_dtype = dtype == DType::BF16 || (dtype == DType::F16 && self.norm.is_none());
-        let has_pairs = self.gated.is_none() || n.is_multiple_of(16);
-        sm >= 90 && has_dtype && has_pairs && rows <= MAX_ROWS && k.is_multiple_of(GROUP)
+    /// Whether the kernel computes this on the device.
+    pub(super) fn is_supported(&self, cuda: &Cuda) -> Result<bool> {
+        let params = self.params(cuda, false)?;
+        // SAFETY: reads sizes and dtypes, and whether pointers are null.
+        Ok(unsafe { msgl_skinny_is_supported(&params, cuda.device.sm) } != 0)
     }
 
     /// Enqueues the kernel.
@@ -59,9 +52,15 @@ impl Product {
     /// The operands must have the sizes of the shape, the norm `k` elements; with gates the output has `n / 2`
     /// columns. The product must be supported.
     pub(super) unsafe fn enqueue(&self, cuda: &Cuda, is_trial: bool) -> Result<()> {
+        let params = self.params(cuda, is_trial)?;
+        // SAFETY: the caller's promise, for the output or for the memory of its size that trials write to.
+        unsafe { cuda.launch(OP, &params, msgl_skinny) }
+    }
+
+    fn params(&self, cuda: &Cuda, is_trial: bool) -> Result<msgl_skinny_params> {
         let Self { shape, operands, norm, gated, .. } = *self;
         let (norm, eps) = norm.unwrap_or((std::ptr::null(), 0.0));
-        let params = msgl_skinny_params {
+        Ok(msgl_skinny_params {
             out: if is_trial { self.trial_out } else { operands.out },
             x: operands.x,
             weight: operands.weight,
@@ -81,8 +80,6 @@ impl Product {
             },
             out_dtype: check::abi(shape.out_dtype),
             dtype: check::abi(shape.dtype),
-        };
-        // SAFETY: the caller's promise, for the output or for the memory of its size that trials write to.
-        unsafe { cuda.launch(OP, &params, msgl_skinny) }
+        })
     }
 }

@@ -107,13 +107,16 @@ unsafe fn fastest(cuda: &mut Cuda, shape: Shape, operands: Operands, plans: &[Pl
 /// Milliseconds of what `body` enqueues, the least of some runs, or none where there is no memory to measure in.
 /// Weights are read from cold caches, as they are in a step.
 pub(super) fn time(cuda: &mut Cuda, body: &mut dyn FnMut(&mut Cuda) -> Result<()>) -> Result<Option<f32>> {
-    let flush_bytes = cuda.device.l2_bytes * 3 / 2;
-    // Before the buffer is made: it may have things of its own to measure.
+    // Before the buffer is taken: it may have things of its own to measure.
     body(cuda)?;
-    let flush = match DeviceBuf::zeroed(&cuda.device, &cuda.stream, "cache flush", flush_bytes) {
-        Ok(buf) => buf,
-        Err(KernelError::OutOfMemory { .. }) => return Ok(None),
-        Err(error) => return Err(error),
+    let flush_bytes = cuda.device.l2_bytes * 3 / 2;
+    let flush = match cuda.blas.flush.take() {
+        Some(flush) => flush,
+        None => match DeviceBuf::zeroed(&cuda.device, &cuda.stream, "cache flush", flush_bytes) {
+            Ok(flush) => flush,
+            Err(KernelError::OutOfMemory { .. }) => return Ok(None),
+            Err(error) => return Err(error),
+        },
     };
     let (start, end) = (Event::new(&cuda.device, true)?, Event::new(&cuda.device, true)?);
     let mut least = f32::INFINITY;
@@ -128,6 +131,7 @@ pub(super) fn time(cuda: &mut Cuda, body: &mut dyn FnMut(&mut Cuda) -> Result<()
         end.wait(OP)?;
         least = least.min(end.elapsed_ms(&start)?);
     }
+    cuda.blas.flush = Some(flush);
     Ok(Some(least))
 }
 
