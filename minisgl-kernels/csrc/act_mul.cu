@@ -2,26 +2,18 @@
 //
 // `gate_up` is the output of one merged projection, so a row holds the gates, then the ups. Bound by latency at
 // decode sizes, by bandwidth at prefill sizes: three elements moved for each one computed. 16 bytes an access.
-#include "common.cuh"
+#include "activation.cuh"
+#include "launch.cuh"
+#include "ptx/grid.cuh"
 
 namespace msgl {
 namespace {
 
-template <msgl_activation kActivation>
-__device__ __forceinline__ float activate(float x) {
-  if constexpr (kActivation == MSGL_SILU) {
-    return x / (1.f + expf(-x));
-  } else if constexpr (kActivation == MSGL_GELU) {
-    return 0.5f * x * (1.f + erff(x * 0.70710678118654752f));
-  } else {
-    constexpr float kSqrt2OverPi = 0.79788456080286536f;
-    return 0.5f * x * (1.f + tanhf(kSqrt2OverPi * (x + 0.044715f * x * x * x)));
-  }
-}
-
 template <typename T, int kElems, msgl_activation kActivation>
 __global__ void act_mul_kernel(msgl_act_mul_params p) {
   using V = Vec<T, kElems>;
+  grid_launch_next();
+  grid_wait();
   const uint32_t vecs = p.ffn / kElems;
   const uint32_t i = blockIdx.y * blockDim.x + threadIdx.x;
   if (i >= vecs) return;
@@ -43,13 +35,13 @@ int launch(const msgl_act_mul_params &p, cudaStream_t stream) {
   const dim3 grid(p.rows, ceil_div(vecs, threads));
   switch (p.activation) {
     case MSGL_SILU:
-      act_mul_kernel<T, kElems, MSGL_SILU><<<grid, threads, 0, stream>>>(p);
+      launch_overlapped(act_mul_kernel<T, kElems, MSGL_SILU>, grid, threads, 0, stream, p);
       break;
     case MSGL_GELU:
-      act_mul_kernel<T, kElems, MSGL_GELU><<<grid, threads, 0, stream>>>(p);
+      launch_overlapped(act_mul_kernel<T, kElems, MSGL_GELU>, grid, threads, 0, stream, p);
       break;
     case MSGL_GELU_TANH:
-      act_mul_kernel<T, kElems, MSGL_GELU_TANH><<<grid, threads, 0, stream>>>(p);
+      launch_overlapped(act_mul_kernel<T, kElems, MSGL_GELU_TANH>, grid, threads, 0, stream, p);
       break;
     default:
       return MSGL_ERROR_UNSUPPORTED;

@@ -8,12 +8,16 @@
 // Bound by latency at decode sizes, by bandwidth (each row read and written once) at prefill sizes. One block a
 // token, 16-byte accesses.
 #include "copy_row.cuh"
+#include "launch.cuh"
+#include "ptx/grid.cuh"
 
 namespace msgl {
 namespace {
 
 template <typename Unit>
 __global__ void embedding_kernel(msgl_embedding_params p, uint32_t units) {
+  grid_launch_next();
+  grid_wait();
   const uint32_t t = blockIdx.x;
   const int32_t id = p.token_ids[t];
   uint32_t token = static_cast<uint32_t>(id);
@@ -38,7 +42,8 @@ extern "C" int msgl_embedding(const msgl_embedding_params *params, msgl_stream s
   if (params->num_tokens == 0 || row_bytes == 0) return 0;
   MSGL_DISPATCH_UNIT(row_bytes, {
     const uint32_t units = row_bytes / sizeof(Unit);
-    embedding_kernel<Unit><<<params->num_tokens, row_threads(units), 0, as_stream(stream)>>>(*params, units);
+    launch_overlapped(embedding_kernel<Unit>, params->num_tokens, row_threads(units), 0, as_stream(stream), *params,
+                      units);
   })
   return launch_status();
 }

@@ -3,12 +3,16 @@
 // Bound by latency: a few hundred rows of a few KiB. An index past the end marks a padding sample, whose row is
 // left as it is.
 #include "copy_row.cuh"
+#include "launch.cuh"
+#include "ptx/grid.cuh"
 
 namespace msgl {
 namespace {
 
 template <typename Unit>
 __global__ void gather_samples_kernel(msgl_gather_samples_params p, uint32_t units) {
+  grid_launch_next();
+  grid_wait();
   const uint32_t s = blockIdx.x;
   const uint32_t t = p.sample_tokens[s];
   if (t >= p.x_rows) return;
@@ -25,8 +29,8 @@ extern "C" int msgl_gather_samples(const msgl_gather_samples_params *params, msg
   if (params->num_samples == 0 || row_bytes == 0) return 0;
   MSGL_DISPATCH_UNIT(row_bytes, {
     const uint32_t units = row_bytes / sizeof(Unit);
-    gather_samples_kernel<Unit>
-        <<<params->num_samples, row_threads(units), 0, as_stream(stream)>>>(*params, units);
+    launch_overlapped(gather_samples_kernel<Unit>, params->num_samples, row_threads(units), 0, as_stream(stream),
+                      *params, units);
   })
   return launch_status();
 }

@@ -7,7 +7,8 @@
 // Bound by latency at decode sizes, by bandwidth at prefill sizes. One block a row; a row stays in registers
 // between the two passes, 16 bytes a thread and access. Rows whose length does not allow that go through global
 // memory again, element by element.
-#include "common.cuh"
+#include "launch.cuh"
+#include "ptx/grid.cuh"
 
 namespace msgl {
 namespace {
@@ -17,6 +18,8 @@ constexpr uint32_t kMaxThreads = 1024;
 template <typename T, bool kAdd, int kVecs>
 __global__ void __launch_bounds__(kMaxThreads) rms_norm_kernel(msgl_rms_norm_params p) {
   using V = Vec<T>;
+  grid_launch_next();
+  grid_wait();
   __shared__ float shared[kWarpSize];
   const uint32_t vecs = p.cols / V::kSize;
   const uint64_t row = static_cast<uint64_t>(blockIdx.x) * vecs;
@@ -63,6 +66,8 @@ __global__ void __launch_bounds__(kMaxThreads) rms_norm_kernel(msgl_rms_norm_par
 
 template <typename T, bool kAdd>
 __global__ void rms_norm_any_kernel(msgl_rms_norm_params p) {
+  grid_launch_next();
+  grid_wait();
   __shared__ float shared[kWarpSize];
   const uint64_t row = static_cast<uint64_t>(blockIdx.x) * p.cols;
   const T *x = static_cast<const T *>(p.x) + row;
@@ -90,7 +95,7 @@ void launch(const msgl_rms_norm_params &p, cudaStream_t stream) {
   constexpr uint32_t kSize = Vec<T>::kSize;
   const uint32_t vecs = p.cols / kSize;
   if (p.cols % kSize != 0 || vecs > 4 * kMaxThreads) {
-    rms_norm_any_kernel<T, kAdd><<<p.rows, 256, 0, stream>>>(p);
+    launch_overlapped(rms_norm_any_kernel<T, kAdd>, p.rows, 256, 0, stream, p);
     return;
   }
   // Chosen by the length of a row alone, so that a row's bits do not depend on how many others there are.
@@ -98,11 +103,11 @@ void launch(const msgl_rms_norm_params &p, cudaStream_t stream) {
   const uint32_t vecs_per_thread = per_thread <= 2 ? per_thread : 4;
   const uint32_t threads = ceil_div(ceil_div(vecs, vecs_per_thread), kWarpSize) * kWarpSize;
   if (vecs_per_thread == 1) {
-    rms_norm_kernel<T, kAdd, 1><<<p.rows, threads, 0, stream>>>(p);
+    launch_overlapped(rms_norm_kernel<T, kAdd, 1>, p.rows, threads, 0, stream, p);
   } else if (vecs_per_thread == 2) {
-    rms_norm_kernel<T, kAdd, 2><<<p.rows, threads, 0, stream>>>(p);
+    launch_overlapped(rms_norm_kernel<T, kAdd, 2>, p.rows, threads, 0, stream, p);
   } else {
-    rms_norm_kernel<T, kAdd, 4><<<p.rows, threads, 0, stream>>>(p);
+    launch_overlapped(rms_norm_kernel<T, kAdd, 4>, p.rows, threads, 0, stream, p);
   }
 }
 

@@ -7,7 +7,8 @@
 // Bound by latency at decode sizes, by bandwidth at prefill sizes. One warp a head of a token, so that the norm
 // is a shuffle and no warp waits for another: a lane keeps pairs (i, i + head_dim / 2) in registers. Queries go
 // back in place; keys and values go to the token's slot only. Padding tokens are left alone.
-#include "common.cuh"
+#include "launch.cuh"
+#include "ptx/grid.cuh"
 
 namespace msgl {
 namespace {
@@ -18,6 +19,8 @@ constexpr int kWarps = 4;
 template <typename T, int kPairs, int kIters>
 __global__ void __launch_bounds__(kWarps *kWarpSize) rope_store_kv_kernel(msgl_rope_store_kv_params p) {
   using V = Vec<T, kPairs>;
+  grid_launch_next();
+  grid_wait();
   const uint32_t t = blockIdx.x;
   const uint32_t head = blockIdx.y * kWarps + threadIdx.x / kWarpSize;
   const uint32_t lane = threadIdx.x % kWarpSize;
@@ -92,11 +95,11 @@ int launch(const msgl_rope_store_kv_params &p, cudaStream_t stream) {
   const uint32_t iters = ceil_div(p.head_dim / 2, kWarpSize * kPairs);
   constexpr uint32_t kThreads = kWarps * kWarpSize;
   if (iters == 1) {
-    rope_store_kv_kernel<T, kPairs, 1><<<grid, kThreads, 0, stream>>>(p);
+    launch_overlapped(rope_store_kv_kernel<T, kPairs, 1>, grid, kThreads, 0, stream, p);
   } else if (iters == 2) {
-    rope_store_kv_kernel<T, kPairs, 2><<<grid, kThreads, 0, stream>>>(p);
+    launch_overlapped(rope_store_kv_kernel<T, kPairs, 2>, grid, kThreads, 0, stream, p);
   } else if (iters <= 8) {
-    rope_store_kv_kernel<T, kPairs, 8><<<grid, kThreads, 0, stream>>>(p);
+    launch_overlapped(rope_store_kv_kernel<T, kPairs, 8>, grid, kThreads, 0, stream, p);
   } else {
     return MSGL_ERROR_UNSUPPORTED;
   }

@@ -66,6 +66,17 @@ typedef struct msgl_rms_norm_params {
 
 int msgl_rms_norm(const msgl_rms_norm_params *params, msgl_stream stream);
 
+// ---- Residual sum ----------------------------------------------------------------------------------------
+
+typedef struct msgl_add_params {
+  void *residual;  // [num_elems] dtype, gets += x rounded to dtype
+  const void *x;   // [num_elems] dtype
+  uint64_t num_elems;
+  msgl_dtype dtype;
+} msgl_add_params;
+
+int msgl_add(const msgl_add_params *params, msgl_stream stream);
+
 // ---- Query and key norm, rotary embedding, store to the paged KV -----------------------------------------
 
 typedef struct msgl_rope_store_kv_params {
@@ -103,6 +114,31 @@ typedef struct msgl_act_mul_params {
 } msgl_act_mul_params;
 
 int msgl_act_mul(const msgl_act_mul_params *params, msgl_stream stream);
+
+// ---- Linear layers with few tokens -------------------------------------------------------------------------
+
+// out = epilogue(prologue(x) * weight^T), in this order: RMSNorm of x, product, bias, activation, sum.
+typedef struct msgl_skinny_params {
+  void *out;           // [rows, n] out_dtype, or [rows, n / 2] with gates
+  const void *x;       // [rows, k] dtype
+  const void *weight;  // [n, k] dtype; with gates the n / 2 rows of the gates, then those of the ups
+  const void *bias;    // [n] dtype, or null
+  const void *norm;    // [k] dtype: x goes through RMSNorm first; or null
+  uint32_t rows;
+  uint32_t n;
+  uint32_t k;
+  float eps;           // of the norm
+  uint32_t is_gated;   // out = activation(gate) * up
+  uint32_t adds_to_out;  // out += instead of out =; out_dtype is dtype then
+  uint32_t num_sms;      // of the chip
+  msgl_activation activation;
+  msgl_dtype out_dtype;  // dtype or MSGL_F32
+  msgl_dtype dtype;      // MSGL_BF16 or MSGL_F16
+} msgl_skinny_params;
+
+// Whether there is a kernel for these sizes and dtypes on a chip of compute capability `sm` (10 * major + minor).
+int msgl_skinny_is_supported(const msgl_skinny_params *params, uint32_t sm);
+int msgl_skinny(const msgl_skinny_params *params, msgl_stream stream);
 
 // ---- Rows: gather, broadcast, convert, noise -------------------------------------------------------------
 
@@ -244,8 +280,9 @@ int msgl_sample(const msgl_sample_params *params, msgl_stream stream);
 typedef enum msgl_attention_kernel {
   MSGL_ATTENTION_FA = 0,      // prefill: tensor cores, any page size
   MSGL_ATTENTION_FI = 1,      // decode: split KV, tensor cores, any page size
-  MSGL_ATTENTION_TRTLLM = 2,  // both: whole pages of 16, 32 or 64 tokens by bulk copies, sm_90
-  MSGL_ATTENTION_PLAIN = 3    // both, without a plan: FMA, any dtype and head_dim up to 512
+  MSGL_ATTENTION_TRTLLM = 2,  // decode: whole pages of 16, 32 or 64 tokens by bulk copies, sm_90; prefill: as FA
+  MSGL_ATTENTION_PLAIN = 3,   // both, without a plan: FMA, any dtype and head_dim up to 512
+  MSGL_ATTENTION_WGMMA = 4    // prefill: tensor cores by warpgroups, any page size, sm_90a
 } msgl_attention_kernel;
 
 // What the layout of a plan depends on. The same for msgl_attention_plan and every launch that reads the plan.
@@ -297,7 +334,7 @@ typedef struct msgl_attention_params {
 // Bytes of a plan: its lists, and decode's scratch for KV ranges that were split.
 size_t msgl_attention_plan_bytes(const msgl_attention_sizes *sizes);
 // Query rows of a tile of a prefill kernel, or 0 where there is none for this dtype, head_dim and chip
-// (`sm` is 10 * major + minor).
+// (`sm` is 10 * major + minor, of the current device).
 uint32_t msgl_attention_tile_rows(msgl_attention_kernel kernel, msgl_dtype dtype, uint32_t head_dim, uint32_t sm);
 // KV heads that a CTA of a decode kernel reads together.
 uint32_t msgl_attention_heads_per_job(msgl_attention_kernel kernel, uint32_t head_dim, uint32_t num_kv_heads);

@@ -117,6 +117,8 @@ pub trait Backend: Sized + Send + 'static {
         eps: f32,
         rows: usize,
     ) -> Result<()>;
+    /// `residual += x`, rounded to its dtype.
+    fn add(&mut self, residual: &mut Tensor<Self::Buf>, x: &Tensor<Self::Buf>, rows: usize) -> Result<()>;
     /// `out[r][n] = sum_k x[r][k] * weight[n][k] + bias[n]`; `out` has the dtype of `x`, or f32.
     fn linear(
         &mut self,
@@ -126,6 +128,58 @@ pub trait Backend: Sized + Send + 'static {
         bias: Option<&Tensor<Self::Buf>>,
         rows: usize,
     ) -> Result<()>;
+    /// `out = linear(rms_norm(x))`: a projection of the normalised residual stream. `normed` is `[rows, x.cols]`
+    /// of the dtype of `x`, and unspecified afterwards.
+    ///
+    /// This and the two ops below are other ops in a row; a backend may compute each in one pass, and need not
+    /// round what lies between.
+    fn norm_linear(
+        &mut self,
+        out: &mut Tensor<Self::Buf>,
+        normed: &mut Tensor<Self::Buf>,
+        x: &Tensor<Self::Buf>,
+        norm: &Tensor<Self::Buf>,
+        eps: f32,
+        weight: &Tensor<Self::Buf>,
+        bias: Option<&Tensor<Self::Buf>>,
+        rows: usize,
+    ) -> Result<()> {
+        self.rms_norm(normed, x, norm, eps, rows)?;
+        self.linear(out, normed, weight, bias, rows)
+    }
+    /// `residual += linear(x)`: the end of a block. `delta` is `[rows, residual.cols]` of its dtype, and
+    /// unspecified afterwards.
+    fn linear_add(
+        &mut self,
+        residual: &mut Tensor<Self::Buf>,
+        delta: &mut Tensor<Self::Buf>,
+        x: &Tensor<Self::Buf>,
+        weight: &Tensor<Self::Buf>,
+        bias: Option<&Tensor<Self::Buf>>,
+        rows: usize,
+    ) -> Result<()> {
+        self.linear(delta, x, weight, bias, rows)?;
+        self.add(residual, delta, rows)
+    }
+    /// `out = act_mul(linear(rms_norm(x)))`: the first half of a gated feed-forward layer (Shazeer 2020). `normed`
+    /// is `[rows, x.cols]` and `gate_up` `[rows, 2 * out.cols]`, both of the dtype of `x`; both are unspecified
+    /// afterwards.
+    fn norm_gated_linear(
+        &mut self,
+        out: &mut Tensor<Self::Buf>,
+        normed: &mut Tensor<Self::Buf>,
+        gate_up: &mut Tensor<Self::Buf>,
+        x: &Tensor<Self::Buf>,
+        norm: &Tensor<Self::Buf>,
+        eps: f32,
+        weight: &Tensor<Self::Buf>,
+        bias: Option<&Tensor<Self::Buf>>,
+        activation: Activation,
+        rows: usize,
+    ) -> Result<()> {
+        self.norm_linear(gate_up, normed, x, norm, eps, weight, bias, rows)?;
+        self.act_mul(out, gate_up, activation, rows)
+    }
     /// For each token: RMSNorm of each query head with `q_norm` and each key head with `k_norm` where given,
     /// rotary embedding of both, then store of key and value at the token's slot. `qkv` is
     /// `[tokens, (num_heads + 2 * num_kv_heads) * head_dim]` and gets the new queries in place (its key and

@@ -54,7 +54,7 @@ impl Run {
         self.0.try_wait().expect("the state of the run").is_some()
     }
 
-    /// SIGKILL, which nothing can catch, or SIGINT, which Ctrl-C sends.
+    /// SIGKILL, which nothing can catch, or SIGTERM, which asks.
     fn end_by(mut self, signal: &str) {
         let status = Command::new("kill").args([signal, &self.0.id().to_string()]).status().expect("kill");
         assert!(status.success());
@@ -138,7 +138,7 @@ fn ten_kills_and_resumes_give_every_line_once() {
                 wait_for_output(&mut run, &output, num_bytes, Duration::from_micros(rng.below(5000) as u64));
             }
         }
-        run.end_by(if kill == 3 { "-INT" } else { "-KILL" });
+        run.end_by(if kill == 3 { "-TERM" } else { "-KILL" });
         let now = whole_lines(&output);
         assert!(now.starts_with(&kept), "kill {kill}: lines that were kept have changed");
         kept = now;

@@ -186,12 +186,14 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--program", required=True, help="the program `parity` of the crate minisgl-tests")
     parser.add_argument("--device", default="cpu", help="of the project: cpu or cuda")
-    parser.add_argument("--torch-device", default="cpu", help="of transformers: cpu or cuda")
+    parser.add_argument("--torch-device", help="of transformers: cpu or cuda [default: a GPU if the project has one]")
     parser.add_argument("--dtypes", default="f32,bf16,f16")
     parser.add_argument("--only", default="", help="part of a model's name")
     parser.add_argument("--seed", type=int, default=time.time_ns() % 2**32)
     parser.add_argument("--lie", action="store_true", help="mislead the project, and require that it shows")
     args = parser.parse_args()
+    if args.torch_device is None:
+        args.torch_device = "cuda" if args.device != "cpu" and torch.cuda.is_available() else "cpu"
     transformers.logging.set_verbosity_error()
     print(f"seed {args.seed}, transformers {transformers.__version__} on {args.torch_device}, project on {args.device}")
     with tempfile.TemporaryDirectory() as scratch:

@@ -60,9 +60,10 @@ mod device {
 
     use super::{AttnKernel, Failed};
 
-    /// Ops whose bits may depend on the batch: cuBLASLt chooses by the number of rows, attention cuts its work by
-    /// the batch.
-    const BATCH_DEPENDENT: [&str; 2] = ["linear", "attention"];
+    /// Ops whose bits may depend on the batch: cuBLASLt chooses by the number of rows, and the skinny kernel
+    /// takes few of them; attention cuts its work by the batch.
+    const BATCH_DEPENDENT: [&str; 5] =
+        ["linear", "norm_linear", "linear_add", "norm_gated_linear", "attention"];
 
     /// Why no case can run.
     pub(crate) fn missing() -> Option<&'static str> {

@@ -32,19 +32,19 @@ pub(crate) struct Decoder<B: Backend> {
 struct Activations<B: Backend> {
     /// The residual stream, `[_, hidden]`.
     residual: Tensor<B::Buf>,
-    /// Normalised input of a projection, `[_, hidden]`.
+    /// Room for the normalised input of a projection, `[_, hidden]`.
     normed: Tensor<B::Buf>,
-    /// What a block adds to the residual stream, `[_, hidden]`.
+    /// Room for what a block adds to the residual stream, `[_, hidden]`.
     delta: Tensor<B::Buf>,
     /// `[_, (num_heads + 2 * num_kv_heads) * head_dim]`.
     qkv: Tensor<B::Buf>,
     /// `[_, num_heads * head_dim]`.
     attn_out: Tensor<B::Buf>,
-    /// `[_, 2 * ffn]`.
+    /// Room for gates and ups, `[_, 2 * ffn]`.
     gate_up: Tensor<B::Buf>,
     /// `[_, ffn]`.
     ffn: Tensor<B::Buf>,
-    /// Rows to sample from, `[max_samples, hidden]`.
+    /// Rows of the residual stream to sample from, `[max_samples, hidden]`.
     last: Tensor<B::Buf>,
     /// `[max_samples, vocab]`.
     logits: Tensor<B::Buf>,
@@ -111,49 +111,54 @@ impl<B: Backend> Decoder<B> {
         }
         b.embedding(&mut act.residual, &self.weights.embedding, inputs, state)?;
         for (layer, w) in self.weights.layers.iter().enumerate() {
-            // The block before left its output beside the residual stream: adding it is fused with the norm.
-            match layer {
-                0 => b.rms_norm(&mut act.normed, &act.residual, &w.attn_norm, eps, num_tokens)?,
-                _ => add_norm(b, act, &w.attn_norm, eps, num_tokens)?,
-            }
             let (spec, plan) = &self.attn[self.attn_of_layer[layer]];
-            b.linear(&mut act.qkv, &act.normed, &w.qkv, w.qkv_bias.as_ref(), num_tokens)?;
             let (q_norm, k_norm) = (w.q_norm.as_ref(), w.k_norm.as_ref());
+            let qkv_bias = w.qkv_bias.as_ref();
+            b.norm_linear(
+                &mut act.qkv,
+                &mut act.normed,
+                &act.residual,
+                &w.attn_norm,
+                eps,
+                &w.qkv,
+                qkv_bias,
+                num_tokens,
+            )?;
             b.rope_store_kv(&mut act.qkv, q_norm, k_norm, eps, &self.rope, inputs, spec, &mut kv[layer])?;
             b.attention(&mut act.attn_out, &act.qkv, &kv[layer], inputs, state, plan, spec)?;
-            b.linear(&mut act.delta, &act.attn_out, &w.o, w.o_bias.as_ref(), num_tokens)?;
-
-            add_norm(b, act, &w.ffn_norm, eps, num_tokens)?;
-            gated_ffn(b, act, w, self.spec.activation, num_tokens)?;
+            let o_bias = w.o_bias.as_ref();
+            b.linear_add(&mut act.residual, &mut act.delta, &act.attn_out, &w.o, o_bias, num_tokens)?;
+            gated_ffn(b, act, w, self.spec.activation, eps, num_tokens)?;
         }
-        add_norm(b, act, &self.weights.final_norm, eps, num_tokens)?;
-        b.gather_samples(&mut act.last, &act.normed, inputs)?;
+        // The norm of the last layer's output is wanted for the rows to sample from only.
+        b.gather_samples(&mut act.last, &act.residual, inputs)?;
         let head = self.weights.lm_head.as_ref().unwrap_or(&self.weights.embedding);
-        b.linear(&mut act.logits, &act.last, head, None, num_samples)?;
+        let norm = &self.weights.final_norm;
+        b.norm_linear(&mut act.logits, &mut act.normed, &act.last, norm, eps, head, None, num_samples)?;
         Ok(&act.logits)
     }
 }
 
-/// `residual += delta; normed = rms_norm(residual)`.
-fn add_norm<B: Backend>(
-    b: &mut B,
-    act: &mut Activations<B>,
-    weight: &Tensor<B::Buf>,
-    eps: f32,
-    num_tokens: usize,
-) -> Result<()> {
-    b.add_rms_norm(&mut act.normed, &mut act.residual, &act.delta, weight, eps, num_tokens)
-}
-
-/// `delta = down(act(gate(normed)) * up(normed))`.
+/// `residual += down(act(gate(norm(residual))) * up(norm(residual)))`.
 fn gated_ffn<B: Backend>(
     b: &mut B,
     act: &mut Activations<B>,
     w: &LayerWeights<B>,
     activation: minisgl_kernels::Activation,
+    eps: f32,
     num_tokens: usize,
 ) -> Result<()> {
-    b.linear(&mut act.gate_up, &act.normed, &w.gate_up, w.gate_up_bias.as_ref(), num_tokens)?;
-    b.act_mul(&mut act.ffn, &act.gate_up, activation, num_tokens)?;
-    b.linear(&mut act.delta, &act.ffn, &w.down, w.down_bias.as_ref(), num_tokens)
+    b.norm_gated_linear(
+        &mut act.ffn,
+        &mut act.normed,
+        &mut act.gate_up,
+        &act.residual,
+        &w.ffn_norm,
+        eps,
+        &w.gate_up,
+        w.gate_up_bias.as_ref(),
+        activation,
+        num_tokens,
+    )?;
+    b.linear_add(&mut act.residual, &mut act.delta, &act.ffn, &w.down, w.down_bias.as_ref(), num_tokens)
 }

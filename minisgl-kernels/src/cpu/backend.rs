@@ -138,6 +138,10 @@ impl Backend for Cpu {
         norm::add_rms_norm(self, out, residual, x, weight, eps, rows)
     }
 
+    fn add(&mut self, residual: &mut Tensor<Buf>, x: &Tensor<Buf>, rows: usize) -> Result<()> {
+        norm::add(self, residual, x, rows)
+    }
+
     fn linear(
         &mut self,
         out: &mut Tensor<Buf>,

@@ -1,4 +1,4 @@
-//! RMSNorm, alone and with the residual addition before it (Zhang, Sennrich 2019).
+//! RMSNorm, alone and with the residual addition before it (Zhang, Sennrich 2019), and that addition alone.
 
 use super::buf::Buf;
 use super::check::{Disjoint, dtype, names, rows, rows_mut};
@@ -58,6 +58,24 @@ pub(super) fn add_rms_norm(
                 let (residual, out) = unsafe { (residual.get(row * cols, cols), out.get(row * cols, cols)) };
                 dispatch(isa, Add { sum: residual, x: &x[row * cols..][..cols] });
                 dispatch(isa, RmsNorm { x: residual, weight, eps, out });
+            }
+        });
+        Ok(())
+    })
+}
+
+pub(super) fn add(cpu: &Cpu, residual: &mut Tensor<Buf>, x: &Tensor<Buf>, num_rows: usize) -> Result<()> {
+    const OP: &str = "add";
+    let (cols, isa) = (x.cols, cpu.isa);
+    dtype(names!(OP, "residual"), x.dtype, residual)?;
+    with_element!(x.dtype, E => {
+        let x = rows::<E>(names!(OP, "x"), x, num_rows, cols)?;
+        let residual = Disjoint::new(rows_mut::<E>(names!(OP, "residual"), residual, num_rows, cols)?);
+        cpu.for_items(num_rows, cols, &|range| {
+            for row in range {
+                // SAFETY: each row of the sum belongs to one item, and an item to one thread.
+                let sum = unsafe { residual.get(row * cols, cols) };
+                dispatch(isa, Add { sum, x: &x[row * cols..][..cols] });
             }
         });
         Ok(())

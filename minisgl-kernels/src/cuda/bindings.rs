@@ -133,6 +133,39 @@ unsafe extern "C" {
 }
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
+pub struct msgl_add_params {
+    pub residual: *mut ::core::ffi::c_void,
+    pub x: *const ::core::ffi::c_void,
+    pub num_elems: u64,
+    pub dtype: msgl_dtype,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of msgl_add_params"][::core::mem::size_of::<msgl_add_params>() - 32usize];
+    [
+        "Alignment of msgl_add_params",
+    ][::core::mem::align_of::<msgl_add_params>() - 8usize];
+    [
+        "Offset of field: msgl_add_params::residual",
+    ][::core::mem::offset_of!(msgl_add_params, residual) - 0usize];
+    [
+        "Offset of field: msgl_add_params::x",
+    ][::core::mem::offset_of!(msgl_add_params, x) - 8usize];
+    [
+        "Offset of field: msgl_add_params::num_elems",
+    ][::core::mem::offset_of!(msgl_add_params, num_elems) - 16usize];
+    [
+        "Offset of field: msgl_add_params::dtype",
+    ][::core::mem::offset_of!(msgl_add_params, dtype) - 24usize];
+};
+unsafe extern "C" {
+    pub fn msgl_add(
+        params: *const msgl_add_params,
+        stream: msgl_stream,
+    ) -> ::core::ffi::c_int;
+}
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
 pub struct msgl_rope_store_kv_params {
     pub qkv: *mut ::core::ffi::c_void,
     pub q_norm: *const ::core::ffi::c_void,
@@ -262,6 +295,91 @@ const _: () = {
 unsafe extern "C" {
     pub fn msgl_act_mul(
         params: *const msgl_act_mul_params,
+        stream: msgl_stream,
+    ) -> ::core::ffi::c_int;
+}
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct msgl_skinny_params {
+    pub out: *mut ::core::ffi::c_void,
+    pub x: *const ::core::ffi::c_void,
+    pub weight: *const ::core::ffi::c_void,
+    pub bias: *const ::core::ffi::c_void,
+    pub norm: *const ::core::ffi::c_void,
+    pub rows: u32,
+    pub n: u32,
+    pub k: u32,
+    pub eps: f32,
+    pub is_gated: u32,
+    pub adds_to_out: u32,
+    pub num_sms: u32,
+    pub activation: msgl_activation,
+    pub out_dtype: msgl_dtype,
+    pub dtype: msgl_dtype,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    [
+        "Size of msgl_skinny_params",
+    ][::core::mem::size_of::<msgl_skinny_params>() - 80usize];
+    [
+        "Alignment of msgl_skinny_params",
+    ][::core::mem::align_of::<msgl_skinny_params>() - 8usize];
+    [
+        "Offset of field: msgl_skinny_params::out",
+    ][::core::mem::offset_of!(msgl_skinny_params, out) - 0usize];
+    [
+        "Offset of field: msgl_skinny_params::x",
+    ][::core::mem::offset_of!(msgl_skinny_params, x) - 8usize];
+    [
+        "Offset of field: msgl_skinny_params::weight",
+    ][::core::mem::offset_of!(msgl_skinny_params, weight) - 16usize];
+    [
+        "Offset of field: msgl_skinny_params::bias",
+    ][::core::mem::offset_of!(msgl_skinny_params, bias) - 24usize];
+    [
+        "Offset of field: msgl_skinny_params::norm",
+    ][::core::mem::offset_of!(msgl_skinny_params, norm) - 32usize];
+    [
+        "Offset of field: msgl_skinny_params::rows",
+    ][::core::mem::offset_of!(msgl_skinny_params, rows) - 40usize];
+    [
+        "Offset of field: msgl_skinny_params::n",
+    ][::core::mem::offset_of!(msgl_skinny_params, n) - 44usize];
+    [
+        "Offset of field: msgl_skinny_params::k",
+    ][::core::mem::offset_of!(msgl_skinny_params, k) - 48usize];
+    [
+        "Offset of field: msgl_skinny_params::eps",
+    ][::core::mem::offset_of!(msgl_skinny_params, eps) - 52usize];
+    [
+        "Offset of field: msgl_skinny_params::is_gated",
+    ][::core::mem::offset_of!(msgl_skinny_params, is_gated) - 56usize];
+    [
+        "Offset of field: msgl_skinny_params::adds_to_out",
+    ][::core::mem::offset_of!(msgl_skinny_params, adds_to_out) - 60usize];
+    [
+        "Offset of field: msgl_skinny_params::num_sms",
+    ][::core::mem::offset_of!(msgl_skinny_params, num_sms) - 64usize];
+    [
+        "Offset of field: msgl_skinny_params::activation",
+    ][::core::mem::offset_of!(msgl_skinny_params, activation) - 68usize];
+    [
+        "Offset of field: msgl_skinny_params::out_dtype",
+    ][::core::mem::offset_of!(msgl_skinny_params, out_dtype) - 72usize];
+    [
+        "Offset of field: msgl_skinny_params::dtype",
+    ][::core::mem::offset_of!(msgl_skinny_params, dtype) - 76usize];
+};
+unsafe extern "C" {
+    pub fn msgl_skinny_is_supported(
+        params: *const msgl_skinny_params,
+        sm: u32,
+    ) -> ::core::ffi::c_int;
+}
+unsafe extern "C" {
+    pub fn msgl_skinny(
+        params: *const msgl_skinny_params,
         stream: msgl_stream,
     ) -> ::core::ffi::c_int;
 }
@@ -755,6 +873,7 @@ impl msgl_attention_kernel {
     pub const MSGL_ATTENTION_FI: msgl_attention_kernel = msgl_attention_kernel(1);
     pub const MSGL_ATTENTION_TRTLLM: msgl_attention_kernel = msgl_attention_kernel(2);
     pub const MSGL_ATTENTION_PLAIN: msgl_attention_kernel = msgl_attention_kernel(3);
+    pub const MSGL_ATTENTION_WGMMA: msgl_attention_kernel = msgl_attention_kernel(4);
 }
 #[repr(transparent)]
 #[derive(Debug, Copy, Clone, Hash, PartialEq, Eq)]

@@ -80,6 +80,18 @@ impl Device {
         format!("{} ({})", self.label, self.name)
     }
 
+    /// What a measurement of kernels holds for: the GPU, the driver, cuBLASLt and our own device code.
+    pub(crate) fn kernels_key(&self) -> Result<String> {
+        let mut driver = 0;
+        // SAFETY: the driver is initialised and `driver` outlives the call.
+        let status = unsafe { sys::cuDriverGetVersion(&mut driver) };
+        self.check("cuDriverGetVersion", status.result())?;
+        // SAFETY: a pure function of the library, which is loaded before a device is opened.
+        let library = unsafe { cudarc::cublaslt::sys::cublasLtGetVersion() };
+        let kernels = env!("MINISGL_KERNELS_HASH");
+        Ok(format!("{}, driver {driver}, cuBLASLt {library}, kernels {kernels}", self.name))
+    }
+
     /// Makes the context current on the calling thread.
     pub(crate) fn make_current(&self) -> Result<()> {
         // SAFETY: the context was retained in `open` and is released only in drop.

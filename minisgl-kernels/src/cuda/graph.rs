@@ -32,6 +32,7 @@ impl Drop for CudaGraph {
 pub(crate) fn capture(cuda: &mut Cuda, body: &mut dyn FnMut(&mut Cuda) -> Result<()>) -> Result<CudaGraph> {
     const OP: &str = "capture";
     cuda.outside_capture(OP)?;
+    cuda.blas.end_measurements();
     let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
     // SAFETY: the stream lives as long as `cuda`.
     cuda.device.check(OP, unsafe { result::stream::begin_capture(cuda.stream.raw(), mode) })?;

@@ -43,7 +43,7 @@ pub use attention::AttnPlan;
 pub use graph::CudaGraph;
 pub use inputs::CudaInputs;
 pub use memory::DeviceBuf;
-pub use options::{AttnKernel, CudaOptions};
+pub use options::{AttnKernel, CudaOptions, LinearKernel};
 pub use read_back::CudaReadBack;
 
 use crate::{
@@ -291,6 +291,56 @@ impl Backend for Cuda {
     ) -> Result<()> {
         self.bind()?;
         linear::linear(self, out, x, weight, bias, rows)
+    }
+
+    fn add(&mut self, residual: &mut Matrix, x: &Matrix, rows: usize) -> Result<()> {
+        self.bind()?;
+        linear::add(self, residual, x, rows)
+    }
+
+    fn norm_linear(
+        &mut self,
+        out: &mut Matrix,
+        normed: &mut Matrix,
+        x: &Matrix,
+        norm: &Matrix,
+        eps: f32,
+        weight: &Matrix,
+        bias: Option<&Matrix>,
+        rows: usize,
+    ) -> Result<()> {
+        self.bind()?;
+        linear::norm_linear(self, out, normed, x, norm, eps, weight, bias, rows)
+    }
+
+    fn linear_add(
+        &mut self,
+        residual: &mut Matrix,
+        delta: &mut Matrix,
+        x: &Matrix,
+        weight: &Matrix,
+        bias: Option<&Matrix>,
+        rows: usize,
+    ) -> Result<()> {
+        self.bind()?;
+        linear::linear_add(self, residual, delta, x, weight, bias, rows)
+    }
+
+    fn norm_gated_linear(
+        &mut self,
+        out: &mut Matrix,
+        normed: &mut Matrix,
+        gate_up: &mut Matrix,
+        x: &Matrix,
+        norm: &Matrix,
+        eps: f32,
+        weight: &Matrix,
+        bias: Option<&Matrix>,
+        activation: Activation,
+        rows: usize,
+    ) -> Result<()> {
+        self.bind()?;
+        linear::norm_gated_linear(self, out, normed, gate_up, x, norm, eps, weight, bias, activation, rows)
     }
 
     fn rope_store_kv(

@@ -11,14 +11,37 @@ pub struct CudaOptions {
     pub prefill: AttnKernel,
     /// Attention kernels for sequences with one query or few.
     pub decode: AttnKernel,
-    /// Choose among cuBLASLt's algorithms by measurement for the shapes of decoding. Faster; two runs of the
-    /// program may then choose differently, and differ in the last bits.
+    /// Kernels for linear layers.
+    pub linear: LinearKernel,
+    /// Choose among the kernels for linear layers, and among cuBLASLt's algorithms, by measurement for the shapes of
+    /// decoding. Faster. What was measured is kept in the user's cache folder (`$XDG_CACHE_HOME/mini-sgl`, or
+    /// `~/.cache/mini-sgl`) for the GPU, the driver, the library and the kernels that it was measured with, so that
+    /// later runs choose the same; where that is not possible two runs may choose differently, and differ in the
+    /// last bits.
     pub tune_gemm: bool,
+}
+
+/// A family of kernels for linear layers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum LinearKernel {
+    /// The fastest measured for the device, dtype and sizes.
+    #[default]
+    Auto,
+    /// cuBLASLt, with separate kernels for what comes before and after.
+    Cublas,
+    /// Our own kernel for few tokens wherever it can run.
+    Skinny,
 }
 
 impl Default for CudaOptions {
     fn default() -> Self {
-        Self { ordinal: 0, prefill: AttnKernel::Auto, decode: AttnKernel::Auto, tune_gemm: true }
+        Self {
+            ordinal: 0,
+            prefill: AttnKernel::Auto,
+            decode: AttnKernel::Auto,
+            linear: LinearKernel::Auto,
+            tune_gemm: true,
+        }
     }
 }
 

@@ -160,6 +160,11 @@ impl Backend for Null {
         check::tensor("add_rms_norm", "out", out, rows, weight.cols)
     }
 
+    fn add(&mut self, residual: &mut Tensor<Mem>, x: &Tensor<Mem>, rows: usize) -> Result<()> {
+        check::tensor("add", "x", x, rows, x.cols)?;
+        check::tensor("add", "residual", residual, rows, x.cols)
+    }
+
     fn linear(
         &mut self,
         out: &mut Tensor<Mem>,

@@ -12,17 +12,22 @@ use proptest::strategy::Strategy;
 use proptest::test_runner::{Config, RngAlgorithm, TestCaseError, TestRng, TestRunner};
 
 mod act_mul;
+mod add;
 mod add_rms_norm;
 mod attention;
 mod begin_step;
 pub mod bench;
 mod embedding;
 mod fill_random;
+mod fused;
 mod gather_samples;
 mod graph;
 mod linear;
+mod linear_add;
 mod load_rows;
 pub mod naive;
+mod norm_gated_linear;
+mod norm_linear;
 mod rms_norm;
 mod rope_store_kv;
 mod sample;
@@ -119,8 +124,8 @@ macro_rules! registry {
 }
 
 registry! {
-    load_rows fill_random begin_step embedding rms_norm add_rms_norm linear rope_store_kv attention act_mul
-    gather_samples sample graph
+    load_rows fill_random begin_step embedding rms_norm add_rms_norm add linear norm_linear linear_add
+    norm_gated_linear rope_store_kv attention act_mul gather_samples sample graph
 }
 
 /// The entry called `name`.

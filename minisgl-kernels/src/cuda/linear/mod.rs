@@ -1,4 +1,5 @@
-//! Linear layers by cuBLASLt: one plan a shape, kept.
+//! Linear layers: by cuBLASLt, with one plan a shape, kept, or by our own kernel for few tokens (skinny.rs), which
+//! can do more in the same pass (fused.rs). Which of them runs is measured (choice.rs) and remembered (cache.rs).
 //!
 //! The library computes column-major matrices, so the row-major `out = x * weight^T` is asked for as
 //! `out^T = (weight^T)^T * x^T`: A is the weight, B the activations, D the output. A bias is laid into the output
@@ -6,19 +7,30 @@
 //! before it adds. A plan holds the descriptors and the algorithm for one shape; making one costs tens of microseconds of
 //! host time, using one a few.
 
+mod cache;
+mod choice;
 mod descriptors;
+mod fused;
+mod skinny;
 mod tune;
 
 use std::collections::HashMap;
+use std::ffi::c_void;
+use std::sync::Arc;
 
 use cudarc::cublaslt::result::{self, CublasError};
 use cudarc::cublaslt::sys::cublasLtMatmulAlgo_t;
 
 use super::bindings::{msgl_broadcast_row, msgl_broadcast_row_params};
+use super::device::{Device, Stream};
 use super::memory::DeviceBuf;
 use super::{Cuda, check};
 use crate::{DType, KernelError, Result, Tensor};
+use cache::Cache;
 use descriptors::{Handle, MatmulDesc, MatrixLayout};
+use skinny::Product;
+
+pub(crate) use fused::{add, linear_add, norm_gated_linear, norm_linear};
 
 const OP: &str = "linear";
 /// What NVIDIA recommends for Hopper: split-K and stream-K algorithms need it.
@@ -38,6 +50,8 @@ pub(crate) struct Shape {
     dtype: DType,
     out_dtype: DType,
     has_bias: bool,
+    /// The product is added to the output.
+    adds: bool,
 }
 
 /// An algorithm for one shape.
@@ -51,12 +65,12 @@ struct Plan {
 }
 
 /// The operands of one matmul.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 struct Operands {
-    weight: *const std::ffi::c_void,
-    x: *const std::ffi::c_void,
-    bias: *const std::ffi::c_void,
-    out: *mut std::ffi::c_void,
+    weight: *const c_void,
+    x: *const c_void,
+    bias: *const c_void,
+    out: *mut c_void,
 }
 
 /// The library's handle, workspace and plans.
@@ -65,19 +79,24 @@ pub(crate) struct Blas {
     workspace: DeviceBuf,
     plans: HashMap<Shape, Plan>,
     num_large_plans: usize,
-    tunes: bool,
+    /// What was measured, now or by a run before; none where nothing is to be measured.
+    cache: Option<Cache>,
+    /// What is written between two measurements to empty the caches, while there are any to come.
+    flush: Option<DeviceBuf>,
 }
 
 impl Blas {
-    /// The library must be loadable; `tunes` lets plans be chosen by measurement.
-    pub(crate) fn new(
-        device: &std::sync::Arc<super::device::Device>,
-        stream: &super::device::Stream,
-        tunes: bool,
-    ) -> Result<Self> {
+    /// Frees what measurements need.
+    pub(crate) fn end_measurements(&mut self) {
+        self.flush = None;
+    }
+
+    /// The library must be loadable; `tunes` lets kernels be chosen by measurement.
+    pub(crate) fn new(device: &Arc<Device>, stream: &Stream, tunes: bool) -> Result<Self> {
         let handle = Handle::new().map_err(|e| device.error("cublasLtCreate", e.to_string()))?;
         let workspace = DeviceBuf::zeroed(device, stream, "cuBLASLt workspace", WORKSPACE_BYTES)?;
-        Ok(Self { handle, workspace, plans: HashMap::new(), num_large_plans: 0, tunes })
+        let cache = if tunes { Some(Cache::open(&device.kernels_key()?)) } else { None };
+        Ok(Self { handle, workspace, plans: HashMap::new(), num_large_plans: 0, cache, flush: None })
     }
 }
 
@@ -90,43 +109,61 @@ pub(crate) fn linear(
     bias: Option<&Tensor<DeviceBuf>>,
     rows: usize,
 ) -> Result<()> {
+    let Some((shape, operands)) = checked(OP, out, x, weight, bias, rows)? else { return Ok(()) };
+    let product = Product::plain(shape, operands);
+    // SAFETY: `checked` has made sure of the sizes.
+    let library = &mut |cuda: &mut Cuda, _: bool| unsafe { run(cuda, shape, operands.out, operands) };
+    // SAFETY: as above; what is measured writes to `out`, which is overwritten anyway.
+    unsafe { choice::run(cuda, &product, library) }
+}
+
+/// The sizes and addresses of a product, or none where it has no elements.
+fn checked(
+    op: &'static str,
+    out: &Tensor<DeviceBuf>,
+    x: &Tensor<DeviceBuf>,
+    weight: &Tensor<DeviceBuf>,
+    bias: Option<&Tensor<DeviceBuf>>,
+    rows: usize,
+) -> Result<Option<(Shape, Operands)>> {
     let (n, k, dtype) = (weight.rows, weight.cols, weight.dtype);
-    check::tensor(OP, "x", x, rows, k, dtype)?;
-    check::tensor(OP, "weight", weight, n, k, dtype)?;
+    check::tensor(op, "x", x, rows, k, dtype)?;
+    check::tensor(op, "weight", weight, n, k, dtype)?;
     if out.dtype != DType::F32 {
-        check::same_dtype(OP, "out", out.dtype, dtype)?;
+        check::same_dtype(op, "out", out.dtype, dtype)?;
     }
-    check::tensor(OP, "out", out, rows, n, out.dtype)?;
+    check::tensor(op, "out", out, rows, n, out.dtype)?;
     if let Some(bias) = bias {
-        check::tensor(OP, "bias", bias, 1, n, dtype)?;
+        check::tensor(op, "bias", bias, 1, n, dtype)?;
     }
     if rows == 0 || n == 0 {
-        return Ok(());
+        return Ok(None);
     }
     if k == 0 {
         return Err(KernelError::Unsupported {
-            op: OP,
+            op,
             what: "x of 0 columns".into(),
             supported: "at least one".into(),
         });
     }
-    let shape = Shape { rows, n, k, dtype, out_dtype: out.dtype, has_bias: bias.is_some() };
+    let shape = Shape { rows, n, k, dtype, out_dtype: out.dtype, has_bias: bias.is_some(), adds: false };
     let operands = Operands {
         weight: weight.buf.as_ptr(),
         x: x.buf.as_ptr(),
-        bias: bias.map_or(std::ptr::null(), |b| b.buf.as_ptr::<std::ffi::c_void>().cast_const()),
+        bias: bias.map_or(std::ptr::null(), |b| b.buf.as_ptr::<c_void>().cast_const()),
         out: out.buf.as_ptr(),
     };
-    // SAFETY: the tensors have the sizes of `shape`, checked above.
-    unsafe { run(cuda, shape, operands) }
+    Ok(Some((shape, operands)))
 }
 
+/// Runs cuBLASLt. What it measures first writes to `trial_out`.
+///
 /// # Safety
-/// The operands must have the sizes of `shape`.
-unsafe fn run(cuda: &mut Cuda, shape: Shape, operands: Operands) -> Result<()> {
+/// The operands must have the sizes of `shape`, and `trial_out` that of the output.
+unsafe fn run(cuda: &mut Cuda, shape: Shape, trial_out: *mut c_void, operands: Operands) -> Result<()> {
     if !cuda.blas.plans.contains_key(&shape) {
         // SAFETY: the caller's promise.
-        let plan = unsafe { tune::plan(cuda, shape, operands)? };
+        let plan = unsafe { tune::plan(cuda, shape, Operands { out: trial_out, ..operands })? };
         let blas = &mut cuda.blas;
         if shape.rows > tune::MAX_TUNED_ROWS {
             if blas.num_large_plans == MAX_LARGE_PLANS {
@@ -153,7 +190,10 @@ unsafe fn run(cuda: &mut Cuda, shape: Shape, operands: Operands) -> Result<()> {
     let plan = &blas.plans[&shape];
     // SAFETY: the caller's promise.
     let status = unsafe { plan.enqueue(blas, shape, operands, &cuda.stream) };
-    status.map_err(|e| cuda.device.error(OP, format!("{e} for {shape:?}")))
+    status.map_err(|e| {
+        let when = if cuda.is_capturing { " while a graph was captured" } else { "" };
+        cuda.device.error(OP, format!("{e} for {shape:?}{when}"))
+    })
 }
 
 impl Plan {
@@ -164,10 +204,10 @@ impl Plan {
         blas: &Blas,
         shape: Shape,
         operands: Operands,
-        stream: &super::device::Stream,
+        stream: &Stream,
     ) -> Result<(), CublasError> {
         let alpha = 1f32;
-        let beta = if shape.has_bias { 1f32 } else { 0.0 };
+        let beta = if shape.has_bias || shape.adds { 1f32 } else { 0.0 };
         // SAFETY: the caller's promise; the factors are f32 as the descriptor says and read before the call
         // returns; the workspace is the stream's alone.
         unsafe {

@@ -21,7 +21,7 @@ pub(super) const MAX_TUNED_ROWS: usize = 512;
 const MARGIN: f32 = 0.95;
 
 /// Whether a shape comes often enough to be worth its measurement: the sizes that decode graphs are made for.
-fn is_tuned(rows: usize) -> bool {
+pub(super) fn is_tuned(rows: usize) -> bool {
     rows <= 16 || (rows <= MAX_TUNED_ROWS && rows.is_multiple_of(8))
 }
 
@@ -30,9 +30,12 @@ fn is_tuned(rows: usize) -> bool {
 /// # Safety
 /// The operands must have the sizes of `shape`. The output is overwritten.
 pub(super) unsafe fn plan(cuda: &mut Cuda, shape: Shape, operands: Operands) -> Result<Plan> {
+    let cache = cuda.blas.cache.as_ref();
+    let known = cache.and_then(|cache| cache.algorithm(&shape));
     // A measurement needs the stream to itself, and leaves nonsense in the output.
-    let measures = cuda.blas.tunes && !cuda.is_capturing && is_tuned(shape.rows);
-    let mut plans = guesses(cuda, shape, if measures { CANDIDATES } else { 1 })
+    let measures = known.is_none() && cache.is_some() && !cuda.is_capturing && is_tuned(shape.rows);
+    let limit = if measures || known.is_some() { CANDIDATES } else { 1 };
+    let mut plans = guesses(cuda, shape, limit)
         .map_err(|e| cuda.device.error(OP, format!("{e} while planning {shape:?}")))?;
     if plans.is_empty() {
         return Err(KernelError::Unsupported {
@@ -41,11 +44,17 @@ pub(super) unsafe fn plan(cuda: &mut Cuda, shape: Shape, operands: Operands) -> 
             supported: "shapes that cuBLASLt has an algorithm for".into(),
         });
     }
-    let best = if plans.len() > 1 {
-        // SAFETY: the caller's promise.
-        unsafe { fastest(cuda, shape, operands, &plans)? }
-    } else {
-        0
+    let best = match known {
+        Some(best) => best.min(plans.len() - 1),
+        None if measures && plans.len() > 1 => {
+            // SAFETY: the caller's promise.
+            let best = unsafe { fastest(cuda, shape, operands, &plans)? };
+            if let Some(cache) = &mut cuda.blas.cache {
+                cache.set_algorithm(shape, best);
+            }
+            best
+        }
+        None => 0,
     };
     Ok(plans.swap_remove(best))
 }
@@ -69,46 +78,61 @@ fn guesses(cuda: &Cuda, shape: Shape, limit: usize) -> Result<Vec<Plan>, CublasE
     found.into_iter().map(plan).collect()
 }
 
-/// Index of the fastest plan. Weights are read from cold caches, as they are in a step.
+/// Index of the fastest plan.
 ///
 /// # Safety
 /// The operands must have the sizes of `shape`.
-unsafe fn fastest(cuda: &Cuda, shape: Shape, operands: Operands, plans: &[Plan]) -> Result<usize> {
-    let flush_bytes = cuda.device.l2_bytes * 3 / 2;
-    let flush = match DeviceBuf::zeroed(&cuda.device, &cuda.stream, "cache flush", flush_bytes) {
-        Ok(buf) => buf,
-        // With no memory to spare the first guess has to do.
-        Err(KernelError::OutOfMemory { .. }) => return Ok(0),
-        Err(error) => return Err(error),
-    };
-    let (start, end) = (Event::new(&cuda.device, true)?, Event::new(&cuda.device, true)?);
+unsafe fn fastest(cuda: &mut Cuda, shape: Shape, operands: Operands, plans: &[Plan]) -> Result<usize> {
     let mut best = (0, f32::INFINITY);
     for (i, plan) in plans.iter().enumerate() {
-        let mut least = f32::INFINITY;
-        // The first run loads the kernel and does not count.
-        for repeat in 0..=REPEATS {
-            // SAFETY: the buffer has `flush_bytes` bytes.
-            let flushed =
-                unsafe { result::memset_d8_async(flush.ptr(), repeat as u8, flush_bytes, cuda.stream.raw()) };
-            cuda.device.check(OP, flushed)?;
-            start.record(&cuda.stream)?;
+        let took = time(cuda, &mut |cuda| {
             // SAFETY: the caller's promise.
             let enqueued = unsafe { plan.enqueue(&cuda.blas, shape, operands, &cuda.stream) };
-            if enqueued.is_err() {
-                break;
-            }
-            end.record(&cuda.stream)?;
-            end.wait(OP)?;
-            if repeat > 0 {
-                least = least.min(end.elapsed_ms(&start)?);
-            }
-        }
-        let wins = if i == 0 { true } else { least < best.1 * if best.0 == 0 { MARGIN } else { 1.0 } };
-        if wins {
-            best = (i, least);
+            enqueued.map_err(|e| cuda.device.error(OP, e.to_string()))
+        });
+        let took = match took {
+            Ok(Some(took)) => took,
+            // With no memory to spare the first guess has to do.
+            Ok(None) => return Ok(0),
+            // A guess that does not run is no candidate. An error of the device shows again in the next call.
+            Err(_) => continue,
+        };
+        if took < best.1 * if best.0 == 0 { MARGIN } else { 1.0 } {
+            best = (i, took);
         }
     }
     Ok(best.0)
+}
+
+/// Milliseconds of what `body` enqueues, the least of some runs, or none where there is no memory to measure in.
+/// Weights are read from cold caches, as they are in a step.
+pub(super) fn time(cuda: &mut Cuda, body: &mut dyn FnMut(&mut Cuda) -> Result<()>) -> Result<Option<f32>> {
+    // Before the buffer is taken: it may have things of its own to measure.
+    body(cuda)?;
+    let flush_bytes = cuda.device.l2_bytes * 3 / 2;
+    let flush = match cuda.blas.flush.take() {
+        Some(flush) => flush,
+        None => match DeviceBuf::zeroed(&cuda.device, &cuda.stream, "cache flush", flush_bytes) {
+            Ok(flush) => flush,
+            Err(KernelError::OutOfMemory { .. }) => return Ok(None),
+            Err(error) => return Err(error),
+        },
+    };
+    let (start, end) = (Event::new(&cuda.device, true)?, Event::new(&cuda.device, true)?);
+    let mut least = f32::INFINITY;
+    for repeat in 0..REPEATS {
+        // SAFETY: the buffer has `flush_bytes` bytes.
+        let flushed =
+            unsafe { result::memset_d8_async(flush.ptr(), repeat as u8, flush_bytes, cuda.stream.raw()) };
+        cuda.device.check(OP, flushed)?;
+        start.record(&cuda.stream)?;
+        body(cuda)?;
+        end.record(&cuda.stream)?;
+        end.wait(OP)?;
+        least = least.min(end.elapsed_ms(&start)?);
+    }
+    cuda.blas.flush = Some(flush);
+    Ok(Some(least))
 }
 
 #[cfg(test)]

@@ -62,7 +62,7 @@ impl Bench {
         let config = EngineConfig {
             device: args.device,
             attention_backend: args.attention_backend,
-            use_dummy_weight: true,
+            use_dummy_weight: !args.load_weights,
             max_seq_len_override: Some(spec.max_position.min(8192)),
             ..EngineConfig::new(dir)
         };
@@ -146,7 +146,12 @@ impl Bench {
         let pages = format!("{} pages of {}", info.num_pages, info.page_size);
         let mut rows = vec![
             row("start to first token", self.first_token.as_secs_f64(), "s", ready),
-            row("weights", gib(info.weight_bytes), "GiB", String::new()),
+            row(
+                "weights",
+                gib(info.weight_bytes),
+                "GiB",
+                format!("{:.1} GB/s", info.weight_bytes as f64 / weights / 1e9),
+            ),
             row("KV", gib(kv), "GiB", pages),
         ];
         if let Some(memory) = device_memory(self.device) {

@@ -14,6 +14,10 @@ pub enum Fault {
     NormWithoutEps,
     NormWritesSpareRow,
     ResidualNotStored,
+    AddWritesSpareRow,
+    NormLinearWithoutNorm,
+    LinearAddOverwrites,
+    GatedSwapsHalves,
     LinearDropsLastOfK,
     LinearDropsBias,
     LinearAccumulatesInOut,
@@ -49,7 +53,7 @@ pub enum Fault {
 
 impl Fault {
     /// Every fault and the op whose check must find it.
-    pub const ALL: [(Fault, &'static str); 41] = [
+    pub const ALL: [(Fault, &'static str); 45] = [
         (Fault::LoadTruncates, "load_rows"),
         (Fault::LoadFirstRow, "load_rows"),
         (Fault::RandomIgnoresSeed, "fill_random"),
@@ -62,6 +66,10 @@ impl Fault {
         (Fault::NormWithoutEps, "rms_norm"),
         (Fault::NormWritesSpareRow, "rms_norm"),
         (Fault::ResidualNotStored, "add_rms_norm"),
+        (Fault::AddWritesSpareRow, "add"),
+        (Fault::NormLinearWithoutNorm, "norm_linear"),
+        (Fault::LinearAddOverwrites, "linear_add"),
+        (Fault::GatedSwapsHalves, "norm_gated_linear"),
         (Fault::LinearDropsLastOfK, "linear"),
         (Fault::LinearDropsBias, "linear"),
         (Fault::LinearAccumulatesInOut, "linear"),

@@ -33,6 +33,11 @@ impl Naive {
         Self { fault: Some(fault), num_results: 0 }
     }
 
+    /// For an op inside of another one, which counts as one result.
+    fn part(&self) -> Self {
+        Self { fault: self.fault, num_results: 0 }
+    }
+
     /// Writes the result of an op.
     fn put_result(&mut self, out: &mut Tensor<Vec<u8>>, values: &[f64]) {
         put(out, 0, values);
@@ -285,6 +290,72 @@ impl Backend for Naive {
         }
         self.put_result(out, &result);
         Ok(())
+    }
+
+    fn add(&mut self, residual: &mut Tensor<Vec<u8>>, x: &Tensor<Vec<u8>>, rows: usize) -> Result<()> {
+        typed("add", "residual", x.dtype, residual.dtype)?;
+        fits("add", "residual.cols", x.cols, residual.cols)?;
+        room("add", "rows", rows, x.rows.min(residual.rows))?;
+        let rows = if self.has(Fault::AddWritesSpareRow) { x.rows } else { rows };
+        let before = get(residual, rows);
+        let sums = before.iter().zip(get(x, rows)).map(|(r, x)| Precision::F32.store(r + x));
+        self.put_result(residual, &sums.collect::<Vec<f64>>());
+        Ok(())
+    }
+
+    fn norm_linear(
+        &mut self,
+        out: &mut Tensor<Vec<u8>>,
+        normed: &mut Tensor<Vec<u8>>,
+        x: &Tensor<Vec<u8>>,
+        norm: &Tensor<Vec<u8>>,
+        eps: f32,
+        weight: &Tensor<Vec<u8>>,
+        bias: Option<&Tensor<Vec<u8>>>,
+        rows: usize,
+    ) -> Result<()> {
+        self.part().rms_norm(normed, x, norm, eps, rows)?;
+        let x = if self.has(Fault::NormLinearWithoutNorm) { x } else { normed };
+        self.linear(out, x, weight, bias, rows)
+    }
+
+    fn linear_add(
+        &mut self,
+        residual: &mut Tensor<Vec<u8>>,
+        delta: &mut Tensor<Vec<u8>>,
+        x: &Tensor<Vec<u8>>,
+        weight: &Tensor<Vec<u8>>,
+        bias: Option<&Tensor<Vec<u8>>>,
+        rows: usize,
+    ) -> Result<()> {
+        if self.has(Fault::LinearAddOverwrites) {
+            return self.linear(residual, x, weight, bias, rows);
+        }
+        self.part().linear(delta, x, weight, bias, rows)?;
+        self.add(residual, delta, rows)
+    }
+
+    fn norm_gated_linear(
+        &mut self,
+        out: &mut Tensor<Vec<u8>>,
+        normed: &mut Tensor<Vec<u8>>,
+        gate_up: &mut Tensor<Vec<u8>>,
+        x: &Tensor<Vec<u8>>,
+        norm: &Tensor<Vec<u8>>,
+        eps: f32,
+        weight: &Tensor<Vec<u8>>,
+        bias: Option<&Tensor<Vec<u8>>>,
+        activation: Activation,
+        rows: usize,
+    ) -> Result<()> {
+        self.part().norm_linear(gate_up, normed, x, norm, eps, weight, bias, rows)?;
+        if self.has(Fault::GatedSwapsHalves) {
+            let mut values = get(gate_up, rows);
+            let half = gate_up.cols / 2;
+            values.chunks_exact_mut(2 * half).for_each(|row| row.rotate_left(half));
+            put(gate_up, 0, &values);
+        }
+        self.act_mul(out, gate_up, activation, rows)
     }
 
     fn rope_store_kv(

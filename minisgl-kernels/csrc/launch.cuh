@@ -1,0 +1,37 @@
+// Launching a kernel so that it may overlap the end of the one before it.
+#pragma once
+#include "common.cuh"
+
+namespace msgl {
+
+// Whether a launch on `stream` should carry the attribute for programmatic dependent launch. While a graph is recorded,
+// because there the boundary between two kernels is most of what a small one costs, and because nothing but ops can be
+// recorded: a kernel may then read its weights before the kernel before it has ended.
+inline bool overlaps_launches(cudaStream_t stream) {
+  cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
+  if (cudaStreamIsCapturing(stream, &status) != cudaSuccess || status != cudaStreamCaptureStatusActive) return false;
+  int device = 0, major = 0;
+  cudaGetDevice(&device);
+  cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
+  return major >= 9;
+}
+
+// Enqueues `kernel`, which must call grid_wait() before it touches anything that a kernel before it writes or reads.
+template <typename... Params, typename... Args>
+void launch_overlapped(void (*kernel)(Params...), dim3 grid, dim3 block, size_t shared_bytes, cudaStream_t stream,
+                       Args &&...args) {
+  cudaLaunchAttribute attribute = {};
+  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attribute.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t config = {};
+  config.gridDim = grid;
+  config.blockDim = block;
+  config.dynamicSmemBytes = shared_bytes;
+  config.stream = stream;
+  config.attrs = &attribute;
+  config.numAttrs = overlaps_launches(stream) ? 1 : 0;
+  // The error, if any, is the one that launch_status() reads.
+  cudaLaunchKernelEx(&config, kernel, static_cast<Params>(args)...);
+}
+
+}  // namespace msgl

@@ -1,0 +1,85 @@
+//! Our own product of few tokens: csrc/skinny/.
+
+use std::ffi::c_void;
+
+use super::super::bindings::{msgl_activation, msgl_skinny, msgl_skinny_is_supported, msgl_skinny_params};
+use super::super::{Cuda, check};
+use super::{OP, Operands, Shape};
+use crate::{Activation, Result};
+
+/// A linear layer with what may be computed in the same pass.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Product {
+    /// With `adds`, the output is added to.
+    pub(super) shape: Shape,
+    pub(super) operands: Operands,
+    /// Weight and epsilon of an RMSNorm of `x`.
+    pub(super) norm: Option<(*const c_void, f32)>,
+    /// The weight's rows are gates and then ups, and the output has one column for each pair.
+    pub(super) gated: Option<Activation>,
+    /// Where to write while measuring: as large as the output, which a sum must not go to twice.
+    pub(super) trial_out: *mut c_void,
+}
+
+/// What a choice between this kernel and others depends on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Key {
+    pub(super) shape: Shape,
+    pub(super) has_norm: bool,
+    pub(super) is_gated: bool,
+}
+
+impl Product {
+    /// A linear layer and nothing else.
+    pub(super) fn plain(shape: Shape, operands: Operands) -> Self {
+        Self { shape, operands, norm: None, gated: None, trial_out: operands.out }
+    }
+
+    pub(super) fn key(&self) -> Key {
+        Key { shape: self.shape, has_norm: self.norm.is_some(), is_gated: self.gated.is_some() }
+    }
+
+    /// Whether the kernel computes this on the device.
+    pub(super) fn is_supported(&self, cuda: &Cuda) -> Result<bool> {
+        let params = self.params(cuda, false)?;
+        // SAFETY: reads sizes and dtypes, and whether pointers are null.
+        Ok(unsafe { msgl_skinny_is_supported(&params, cuda.device.sm) } != 0)
+    }
+
+    /// Enqueues the kernel.
+    ///
+    /// # Safety
+    /// The operands must have the sizes of the shape, the norm `k` elements; with gates the output has `n / 2`
+    /// columns. The product must be supported.
+    pub(super) unsafe fn enqueue(&self, cuda: &Cuda, is_trial: bool) -> Result<()> {
+        let params = self.params(cuda, is_trial)?;
+        // SAFETY: the caller's promise, for the output or for the memory of its size that trials write to.
+        unsafe { cuda.launch(OP, &params, msgl_skinny) }
+    }
+
+    fn params(&self, cuda: &Cuda, is_trial: bool) -> Result<msgl_skinny_params> {
+        let Self { shape, operands, norm, gated, .. } = *self;
+        let (norm, eps) = norm.unwrap_or((std::ptr::null(), 0.0));
+        Ok(msgl_skinny_params {
+            out: if is_trial { self.trial_out } else { operands.out },
+            x: operands.x,
+            weight: operands.weight,
+            bias: operands.bias,
+            norm,
+            rows: check::u32_of(OP, "rows", shape.rows)?,
+            n: check::u32_of(OP, "weight.rows", shape.n)?,
+            k: check::u32_of(OP, "weight.cols", shape.k)?,
+            eps,
+            is_gated: u32::from(gated.is_some()),
+            adds_to_out: u32::from(shape.adds),
+            num_sms: cuda.device.num_sms,
+            activation: match gated {
+                Some(Activation::Gelu) => msgl_activation::MSGL_GELU,
+                Some(Activation::GeluTanh) => msgl_activation::MSGL_GELU_TANH,
+                Some(Activation::Silu) | None => msgl_activation::MSGL_SILU,
+            },
+            out_dtype: check::abi(shape.out_dtype),
+            dtype: check::abi(shape.dtype),
+        })
+    }
+}
