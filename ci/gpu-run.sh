@@ -13,6 +13,11 @@ here=$(cd "$(dirname "$0")" && pwd)
 results=${RESULTS:-$here/results}
 mkdir -p "$results"
 results=$(cd "$results" && pwd)
+if [ ! -e "$here/payload/commit" ]; then
+    mkdir -p "$here/payload"
+    tar -xJf "$here/payload.tar.xz" -C "$here/payload" || exit 1
+fi
+here=$here/payload
 # Where Cargo would start them: the models lie beside.
 cd "$here/repo/tests" || exit 1
 export MINISGL_TEST_DEVICE=cuda CARGO_BIN_EXE_minisgl="$here/bin/minisgl"
