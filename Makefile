@@ -3,7 +3,8 @@
 CARGO ?= cargo
 
 # Where there is an NVIDIA GPU and a CUDA compiler, the CUDA backend is built and used. CUDA=0 or CUDA=1 decides.
-CUDA ?= $(shell command -v nvidia-smi >/dev/null 2>&1 && { command -v nvcc >/dev/null 2>&1 || test -x /usr/local/cuda/bin/nvcc; } && echo 1 || echo 0)
+NVCC_PLACES := $(NVCC) $(CUDA_HOME)/bin/nvcc $(CUDA_PATH)/bin/nvcc /usr/local/cuda/bin/nvcc .cuda/lib/python3*/site-packages/nvidia/cu13/bin/nvcc
+CUDA ?= $(shell command -v nvidia-smi >/dev/null 2>&1 && { command -v nvcc || ls $(NVCC_PLACES); } 2>/dev/null | grep -q . && echo 1 || echo 0)
 ifeq ($(CUDA),1)
 LLM_FEATURES := --features minisgl-llm/cuda
 endif

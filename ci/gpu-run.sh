@@ -5,6 +5,7 @@
 #   run.sh bench [ARGS...]    ops, then whole models, beside what the device can do
 #   run.sh sanitize           ops under compute-sanitizer: memcheck, initcheck, synccheck, racecheck
 #   run.sh profile OP [ARGS]  what ncu says about an op's kernels
+#   run.sh trace [BATCHxCONTEXT] [MODEL]  how long the GPU idles between decode steps
 #
 # Logs and tables go to RESULTS (default: results, beside this script).
 set -uo pipefail
@@ -39,6 +40,16 @@ run_tests() {
             }' "$results/$name.log" | tee -a "$results/sums"
         if [ "$status" != 0 ]; then failed=1; fi
     done
+    # Models with random weights against Hugging Face transformers, where that is installed.
+    if [ -x "$here/bin/parity" ] && python3 -c 'import torch, transformers' 2>/dev/null; then
+        start=$SECONDS
+        status=0
+        timeout "${SUITE_SECONDS:-300}" python3 "$here/repo/tests/parity/parity.py" --program "$here/bin/parity" \
+            --device cuda >"$results/parity.log" 2>&1 || status=$?
+        printf '%-18s %7d %7d %8d %8.1f\n' parity "$((status == 0))" "$((status != 0))" 0 "$((SECONDS - start))" |
+            tee -a "$results/sums"
+        if [ "$status" != 0 ]; then failed=1; fi
+    fi
     awk '{ passed += $2; failed += $3; skipped += $4 }
          END { printf "%d passed, %d failed, %d skipped\n", passed, failed, skipped }' "$results/sums"
     return "$failed"
@@ -86,6 +97,37 @@ run_profile() {
     ncu --import "$results/$op.ncu-rep" --page details | tee "$results/$op.txt"
 }
 
+# Gaps between the graphs of neighbouring decode steps, and how much of each no kernel and no copy fills.
+run_trace() {
+    local shape=${1:-256x1024} model=${2:-bench/shapes/qwen3-0.6b} cuda
+    cuda=$(dirname "$(dirname "$(readlink -f "$(command -v nvcc || echo /usr/local/cuda/bin/nvcc)")")")
+    cd "$here/repo" || return 1
+    cc -O2 -shared -fPIC -o "$results/gpu_trace.so" bench/trace/gpu_trace.c -I"$cuda/include" \
+        -I"$cuda/extras/CUPTI/include" -L"$cuda/lib64" -L"$cuda/extras/CUPTI/lib64" -lcupti || return 1
+    TRACE_FILE="$results/trace.txt" CUDA_INJECTION64_PATH="$results/gpu_trace.so" \
+        LD_LIBRARY_PATH="$cuda/lib64:$cuda/extras/CUPTI/lib64:${LD_LIBRARY_PATH:-}" \
+        "$here/bin/bench_engine" --device cuda --models "$model" --parts decode --decode "$shape" --repeats 1 || return 1
+    sort -n "$results/trace.txt" | awk '
+        $3 == "graph" {
+            if (seen) {
+                filled = 0; edge = end
+                for (i = 0; i < count; i++) {
+                    from = starts[i] > edge ? starts[i] : edge; to = ends[i] < $1 ? ends[i] : $1
+                    if (to > from) { filled += to - from; edge = to }
+                }
+                # A longer gap is no gap between two decode steps.
+                if ($1 - end < 1e6) printf "%.1f %.1f %.1f\n", ($1 - end - filled) / 1e3, ($1 - end) / 1e3, (end - start) / 1e3
+            }
+            start = $1; end = $2; count = 0; seen = 1; next
+        }
+        seen { starts[count] = $1; ends[count++] = $2 }' | sort -n >"$results/idle.txt"
+    rm -f "$results/trace.txt"
+    awk -v shape="$shape" '{ idle[NR] = $1; gap += $2; graph += $3 }
+        END { if (NR) printf "%s: %d gaps, GPU idle in each: median %.1f us, 95th percentile %.1f us, worst %.1f us; " \
+                  "gap with copies and kernels %.1f us, graph %.1f us on average\n", shape, NR, idle[int((NR + 1) / 2)],
+                  idle[int(NR * 0.95) + (NR < 20)], idle[NR], gap / NR, graph / NR }' "$results/idle.txt"
+}
+
 machine
 : >"$results/sums"
 case ${1:-} in
@@ -93,6 +135,7 @@ case ${1:-} in
     bench) run_bench "${@:2}" ;;
     sanitize) run_sanitizers "${@:2}" ;;
     profile) run_profile "${@:2}" ;;
+    trace) run_trace "${@:2}" ;;
     *)
         sed -n 's/^#   run/run/p' "$0" >&2
         exit 2

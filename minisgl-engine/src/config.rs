@@ -209,3 +209,33 @@ impl fmt::Display for AttentionBackend {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The largest decode batch has a graph, whether or not it is a round number, and no graph is larger.
+    ///
+    /// Break: `.chain([max])` in `EngineConfig::graph_sizes`.
+    #[test]
+    fn fault_13_graph_sizes_cover_the_largest_batch() {
+        for max_running_req in 1..=300 {
+            let sizes = EngineConfig { max_running_req, ..EngineConfig::new("model") }.graph_sizes();
+            let largest = max_running_req.min(256);
+            assert_eq!(sizes.last(), Some(&largest), "{sizes:?}");
+            assert!(sizes.is_sorted_by(|a, b| a < b), "{sizes:?}");
+            // A batch is padded by at most a quarter, or to the next even one of the smallest.
+            let is_close = |size: usize| sizes.iter().any(|&s| size <= s && s <= (size + 16).min(2 * size));
+            assert!((1..=largest).all(is_close), "{sizes:?}");
+        }
+        let chosen = |sizes: &[usize], max| {
+            let config = EngineConfig { cuda_graph_bs: Some(sizes.to_vec()), ..EngineConfig::new("model") };
+            EngineConfig { cuda_graph_max_bs: max, ..config }.graph_sizes()
+        };
+        assert_eq!(chosen(&[8, 1, 8], None), [1, 8], "the caller's, in order, once");
+        assert!(chosen(&[], None).is_empty());
+        let none = EngineConfig { cuda_graph_max_bs: Some(0), ..EngineConfig::new("model") };
+        assert!(none.graph_sizes().is_empty());
+        assert_eq!(chosen(&[7, 3], Some(0)), [3, 7], "an explicit list wins");
+    }
+}

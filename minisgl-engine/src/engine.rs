@@ -42,6 +42,8 @@ pub struct EngineInfo {
     pub vocab: usize,
     /// Longest sequence, prompt and output together.
     pub max_seq_len: usize,
+    /// Sequences in flight at most.
+    pub max_running_req: usize,
     /// Ids that end an output.
     pub eos_token_ids: Vec<u32>,
     /// KV pages.
@@ -52,6 +54,8 @@ pub struct EngineInfo {
     pub kv_bytes_per_token: usize,
     /// Bytes of weights on the device.
     pub weight_bytes: usize,
+    /// Time that the weights took from the checkpoint to the device.
+    pub weights_time: Duration,
     /// Time from the start to ready.
     pub load_time: Duration,
 }
@@ -102,9 +106,14 @@ impl Shared {
         self.stats.lock().unwrap_or_else(PoisonError::into_inner).clone_from(stats);
     }
 
-    /// Refuses commands from now on, and tells those that nobody took.
+    /// Refuses commands from now on, and tells those that nobody took. Who comes later is told that the engine is
+    /// dead, and of what.
     pub(crate) fn close(&self, reason: &EngineError) {
-        for command in self.commands.close(reason.clone()) {
+        let dead = match reason {
+            EngineError::Dead(_) => reason.clone(),
+            other => EngineError::Dead(other.to_string()),
+        };
+        for command in self.commands.close(dead) {
             if let Command::Submit(submissions) = command {
                 submissions.into_iter().flat_map(|queued| queued.sinks).for_each(|sink| fail(sink, reason));
             }
@@ -322,11 +331,13 @@ impl Start {
             dtype,
             vocab: spec.vocab,
             max_seq_len: max_seq_len.min(runner.num_pages() * config.page_size),
+            max_running_req: config.max_running_req,
             eos_token_ids: spec.eos_token_ids.clone(),
             num_pages: runner.num_pages(),
             page_size: config.page_size,
             kv_bytes_per_token: spec.kv_bytes_per_token(dtype),
             weight_bytes: spec.weight_bytes(dtype),
+            weights_time: runner.weights_time(),
             load_time: started.elapsed(),
         };
         let scheduler = Scheduler::new(limits.clone())?;

@@ -1,14 +1,20 @@
 //! The runner: turns a batch of integers into sampled tokens on the device.
 
 use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
 
 use minisgl_kernels::{
-    Backend, DType, KvLayer, PADDING, PageUpdate, SampleBuf, SampleParams, Samples, SeqState, StepInputs,
+    Backend, DType, KvLayer, Memory, PADDING, SampleBuf, SampleParams, Samples, SeqState, StepInputs,
 };
 
 use crate::batch::Batch;
+use crate::footprint::Footprint;
 use crate::model::{Decoder, DecoderSizes, ModelSpec, WeightSource, Weights};
+use crate::warm_up::largest_steps;
 use crate::{EngineError, LoadProgress, Result};
+
+/// The driver rounds an allocation up to this.
+const ALLOCATION_BYTES: usize = 2 << 20;
 
 /// What a runner is built from.
 pub(crate) struct RunnerConfig {
@@ -33,6 +39,7 @@ pub(crate) struct Runner<B: Backend> {
     samples: SampleBuf<B::Buf>,
     /// Captured decode steps by their number of sequences.
     graphs: BTreeMap<usize, B::Graph>,
+    weights_time: Duration,
 }
 
 /// A step under way on the device.
@@ -51,7 +58,11 @@ impl<B: Backend> Runner<B> {
         progress: &mut dyn FnMut(LoadProgress),
     ) -> Result<Self> {
         let at_start = backend.memory();
+        let start = Instant::now();
         let weights = Weights::load(&mut backend, spec, config.dtype, source, progress)?;
+        backend.synchronize()?;
+        let weights_time = start.elapsed();
+        log_weights(spec.weight_bytes(config.dtype), weights_time);
 
         let sizes = DecoderSizes {
             max_tokens: config.max_extend_tokens + config.max_running_req,
@@ -66,30 +77,39 @@ impl<B: Backend> Runner<B> {
         let inputs = backend.inputs(sizes.max_tokens, sizes.max_seqs, sizes.max_samples)?;
         let samples = backend.sample_buf(sizes.max_samples)?;
         let kv = kv_layers(&mut backend, spec, config, 1)?;
-        let mut runner = Self { backend, decoder, kv, state, inputs, samples, graphs: BTreeMap::new() };
+        let mut runner =
+            Self { backend, decoder, kv, state, inputs, samples, graphs: BTreeMap::new(), weights_time };
 
-        // On an asynchronous device libraries and kernels take memory when they first run: let the largest step
-        // run once before what is left is counted.
-        if runner.backend.has_graphs() {
-            runner.warm_up(config)?;
-        }
-        let num_pages = match config.num_page_override {
-            Some(num_pages) => num_pages,
-            None => runner.num_pages_that_fit(spec, config, at_start)?,
-        };
-        runner.kv.clear();
-        runner.kv = kv_layers(&mut runner.backend, spec, config, num_pages)?;
-        if runner.backend.has_graphs() {
-            for &size in &config.graph_sizes {
-                runner.capture(size)?;
+        if !runner.backend.has_graphs() {
+            match config.num_page_override {
+                Some(num_pages) => runner.set_pages(spec, config, num_pages)?,
+                None => runner.fill_main_memory(spec, config, at_start)?,
             }
+            return Ok(runner);
         }
+        // Libraries and kernels take memory when they first run: let the largest steps run before what is left is
+        // counted.
+        let footprint = Footprint::new(at_start, config.memory_ratio);
+        runner.warm_up(config)?;
+        match config.num_page_override {
+            Some(num_pages) => {
+                runner.set_pages(spec, config, num_pages)?;
+                runner.capture_all(config)?;
+            }
+            None => runner.fill_device(spec, config, &footprint)?,
+        }
+        runner.report_memory(config, &footprint);
         Ok(runner)
     }
 
     /// Pages in the KV storage.
     pub(crate) fn num_pages(&self) -> usize {
         self.kv.first().map_or(0, |layer| layer.k.rows / layer.page_size)
+    }
+
+    /// Time that the weights took to the device.
+    pub(crate) fn weights_time(&self) -> Duration {
+        self.weights_time
     }
 
     /// Device name for people.
@@ -154,33 +174,10 @@ impl<B: Backend> Runner<B> {
         Ok(())
     }
 
-    /// Runs the largest prefill and the largest decode step once, every sequence on the same page.
+    /// Runs the largest steps once, every sequence on the same page.
     fn warm_up(&mut self, config: &RunnerConfig) -> Result<()> {
-        let prompt = config.max_extend_tokens.min(config.max_seq_len) as u32;
-        let mut prefill = StepInputs {
-            token_ids: vec![0; prompt as usize],
-            positions: (0..prompt).collect(),
-            slots: vec![0; prompt as usize],
-            cu_q_lens: vec![0, prompt],
-            kv_lens: vec![prompt],
-            seq_rows: vec![0],
-            sample_tokens: vec![prompt - 1],
-            samples: vec![SampleParams::greedy(0, prompt)],
-            ..StepInputs::default()
-        };
-        prefill.page_updates.push(PageUpdate { row: 0, idx: 0, page: 0 });
-        let decode = StepInputs {
-            cu_q_lens: (0..=config.max_running_req as u32).collect(),
-            token_ids: vec![0; config.max_running_req],
-            positions: vec![0; config.max_running_req],
-            slots: vec![0; config.max_running_req],
-            kv_lens: vec![1; config.max_running_req],
-            seq_rows: (0..config.max_running_req as u32).collect(),
-            sample_tokens: (0..config.max_running_req as u32).collect(),
-            samples: (0..config.max_running_req as u32).map(|row| SampleParams::greedy(row, 1)).collect(),
-            ..StepInputs::default()
-        };
-        for inputs in [prefill, decode] {
+        let RunnerConfig { max_running_req, max_extend_tokens, max_seq_len, .. } = *config;
+        for inputs in largest_steps(max_running_req, max_extend_tokens, max_seq_len) {
             self.backend.begin_step(&mut self.inputs, &inputs, &mut self.state, &mut self.kv)?;
             self.step(inputs.num_tokens(), inputs.num_samples())?;
             self.backend.synchronize()?;
@@ -188,40 +185,100 @@ impl<B: Backend> Runner<B> {
         Ok(())
     }
 
-    fn num_pages_that_fit(
-        &self,
-        spec: &ModelSpec,
-        config: &RunnerConfig,
-        at_start: minisgl_kernels::Memory,
-    ) -> Result<usize> {
-        let now = self.backend.memory();
-        let held = at_start.free_bytes.saturating_sub(now.free_bytes);
-        let share = |bytes: usize| (bytes as f64 * config.memory_ratio) as usize;
-        // A GPU is ours up to a share of the whole card; main memory is shared with everybody, so there it is a
-        // share of what was free, and never more than all sequences together can use.
-        let (budget, held, most) = if self.backend.has_graphs() {
-            (share(at_start.total_bytes).min(at_start.free_bytes), held, usize::MAX)
-        } else {
-            let pages_each = config.max_seq_len.div_ceil(config.page_size);
-            let most = config.max_running_req.saturating_mul(pages_each);
-            (share(at_start.free_bytes), spec.weight_bytes(config.dtype), most)
-        };
+    /// Gives main memory to the KV pool. It is shared with everybody, so it is a share of what was free, and never
+    /// more than all sequences together can use.
+    fn fill_main_memory(&mut self, spec: &ModelSpec, config: &RunnerConfig, at_start: Memory) -> Result<()> {
+        let share = (at_start.free_bytes as f64 * config.memory_ratio) as usize;
+        let held = spec.weight_bytes(config.dtype);
         let page_bytes = config.page_size * spec.kv_bytes_per_token(config.dtype);
-        let num_pages = (budget.saturating_sub(held) / page_bytes).min(most);
+        let most = config.max_running_req.saturating_mul(config.max_seq_len.div_ceil(config.page_size));
+        let num_pages = (share.saturating_sub(held) / page_bytes).min(most);
         if num_pages == 0 {
-            return Err(EngineError::InvalidConfig(format!(
-                "memory_ratio {} of {} allows {} MiB, weights and activations hold {} MiB: no room for a KV page \
-                 of {} MiB; raise memory_ratio or lower max_running_req, max_extend_tokens or \
-                 max_seq_len_override",
-                config.memory_ratio,
-                self.backend.device_name(),
-                budget >> 20,
-                held >> 20,
-                (page_bytes >> 20).max(1)
-            )));
+            return Err(self.no_room(config, share, held, page_bytes));
         }
-        Ok(num_pages)
+        self.set_pages(spec, config, num_pages)
     }
+
+    /// Gives the rest of the device's share to the KV pool, then captures the graphs.
+    ///
+    /// What graphs take is known once they are there: the largest one, captured before the pool is sized, stands for
+    /// each, and where that was too little the pool is made smaller.
+    fn fill_device(&mut self, spec: &ModelSpec, config: &RunnerConfig, footprint: &Footprint) -> Result<()> {
+        let page_bytes = config.page_size * spec.kv_bytes_per_token(config.dtype);
+        let mut reserve = 2 * spec.num_layers * ALLOCATION_BYTES;
+        if let Some(&largest) = config.graph_sizes.last() {
+            let before = self.backend.memory();
+            self.capture(largest)?;
+            let taken = before.free_bytes.saturating_sub(self.backend.memory().free_bytes);
+            reserve += taken * config.graph_sizes.len();
+        }
+        for attempts_left in (0..3).rev() {
+            // Graphs first: they hold the addresses of the pages.
+            self.graphs.clear();
+            self.kv.clear();
+            let now = self.backend.memory();
+            let num_pages = footprint.num_pages(now, reserve, page_bytes);
+            if num_pages == 0 {
+                let held = footprint.held_bytes(now) + reserve;
+                return Err(self.no_room(config, footprint.limit_bytes, held, page_bytes));
+            }
+            self.set_pages(spec, config, num_pages)?;
+            self.capture_all(config)?;
+            let excess = footprint.excess_bytes(self.backend.memory());
+            if excess == 0 || attempts_left == 0 {
+                break;
+            }
+            tracing::debug!(excess, num_pages, "the KV pool is made smaller");
+            reserve += excess;
+        }
+        Ok(())
+    }
+
+    fn set_pages(&mut self, spec: &ModelSpec, config: &RunnerConfig, num_pages: usize) -> Result<()> {
+        self.kv.clear();
+        self.kv = kv_layers(&mut self.backend, spec, config, num_pages)?;
+        Ok(())
+    }
+
+    fn capture_all(&mut self, config: &RunnerConfig) -> Result<()> {
+        config.graph_sizes.iter().try_for_each(|&size| self.capture(size))
+    }
+
+    /// Says how much of the device is held, and warns where that is more than was allowed.
+    fn report_memory(&self, config: &RunnerConfig, footprint: &Footprint) {
+        let now = self.backend.memory();
+        let (held, limit) = (footprint.held_bytes(now) >> 20, footprint.limit_bytes >> 20);
+        let free = now.free_bytes >> 20;
+        tracing::info!(held_mib = held, limit_mib = limit, free_mib = free, "device memory");
+        if footprint.excess_bytes(now) > 0 {
+            tracing::warn!(
+                "the engine holds {held} MiB of {}, memory_ratio {} allows {limit} MiB: lower {}",
+                self.backend.device_name(),
+                config.memory_ratio,
+                if config.num_page_override.is_some() { "num_page_override" } else { "memory_ratio" }
+            );
+        }
+    }
+
+    fn no_room(&self, config: &RunnerConfig, limit: usize, held: usize, page_bytes: usize) -> EngineError {
+        EngineError::InvalidConfig(format!(
+            "memory_ratio {} of {} allows {} MiB, weights and activations hold {} MiB: no room for a KV page of {} \
+             MiB; raise memory_ratio or lower max_running_req, max_extend_tokens or max_seq_len_override",
+            config.memory_ratio,
+            self.backend.device_name(),
+            limit >> 20,
+            held >> 20,
+            (page_bytes >> 20).max(1)
+        ))
+    }
+}
+
+fn log_weights(bytes: usize, time: Duration) {
+    let (gigabytes, seconds) = (bytes as f64 / 1e9, time.as_secs_f64());
+    tracing::info!(
+        "{gigabytes:.2} GB of weights loaded in {seconds:.2} s, {:.1} GB/s",
+        gigabytes / seconds.max(1e-9)
+    );
 }
 
 fn kv_layers<B: Backend>(

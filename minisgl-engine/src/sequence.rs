@@ -5,16 +5,18 @@ use minisgl_kernels::SampleParams;
 use crate::batch::SeqIdx;
 use crate::kv::{NodeId, RadixTree, hash_tokens};
 use crate::request::{Request, RequestId};
+use crate::token_list::TokenList;
 
 /// One completion on its way: what the scheduler knows of it.
 ///
 /// Of its tokens, `num_scheduled` have been handed to the device and `num_committed` of these are known to be in
 /// the KV storage; the difference is in flight, as are `num_pending` tokens that were sampled and not yet seen.
 ///
-/// The fields come in the order of how often they are used: planning and committing a decode step touches the first
-/// three cache lines of each sequence, and with thousands of sequences little else counts.
+/// The fields come in the order of how often they are used. With thousands of sequences little counts but the cache lines
+/// that a decode step touches: planning the first three of each sequence, committing the first and the third, and its page
+/// list and settled tokens only every so many steps. Lines are fetched in pairs, hence the alignment.
 #[derive(Debug)]
-#[repr(C, align(64))]
+#[repr(C, align(128))]
 pub(crate) struct Sequence {
     pub(crate) phase: Phase,
     /// Whether row and pages are known to come back when its last step in flight commits.
@@ -34,13 +36,16 @@ pub(crate) struct Sequence {
     pub(crate) num_slots: usize,
     /// The slot of token `num_scheduled`, if that is not the first of a page.
     pub(crate) next_slot: u32,
+    /// Whether there are `stop_token_ids`, which lie on a line that is not needed otherwise.
+    pub(crate) has_stop_token_ids: bool,
     pub(crate) id: RequestId,
 
-    /// The prompt, then the output.
-    pub(crate) tokens: Vec<u32>,
-    pub(crate) stop_token_ids: Box<[u32]>,
     /// How to draw; row and position are filled in for each step.
     pub(crate) sample: SampleParams,
+    pub(crate) stop_token_ids: Box<[u32]>,
+
+    /// The prompt, then the output.
+    pub(crate) tokens: TokenList,
 
     pub(crate) num_prompt: usize,
     pub(crate) pages: Vec<u32>,
@@ -62,7 +67,8 @@ pub(crate) struct Sequence {
     pub(crate) has_started: bool,
     /// Sequences that arrived later and were admitted earlier.
     pub(crate) num_overtaken: u32,
-    /// Cached pages of its prefix as of a version of the tree.
+    /// Cached pages of its prefix as of a version of the tree. Some of them may have been evicted since: good enough to
+    /// choose by, and far cheaper than to look again after every eviction.
     pub(crate) cached_hint: (u64, usize),
 }
 
@@ -95,9 +101,8 @@ impl Sequence {
             max_len,
             num_slots: 0,
             next_slot: 0,
+            has_stop_token_ids: !params.stop_token_ids.is_empty(),
             id,
-            tokens: request.token_ids.clone(),
-            stop_token_ids: params.stop_token_ids.clone().into_boxed_slice(),
             sample: SampleParams {
                 seq_row: 0,
                 position: 0,
@@ -111,6 +116,8 @@ impl Sequence {
                 repetition_penalty: params.repetition_penalty,
                 num_logprobs: params.logprobs.map_or(-1, |n| n as i32),
             },
+            stop_token_ids: params.stop_token_ids.clone().into_boxed_slice(),
+            tokens: TokenList::new(request.token_ids.clone()),
             num_prompt: request.token_ids.len(),
             pages: Vec::new(),
             arrival,
@@ -127,11 +134,13 @@ impl Sequence {
     }
 
     /// Tokens that it will have once the steps in flight commit.
+    #[inline]
     pub(crate) fn planned_len(&self) -> usize {
         self.tokens.len() + self.num_pending as usize
     }
 
     /// Tokens still to be computed before the next one can be sampled; 0 when nothing is left to schedule.
+    #[inline]
     pub(crate) fn num_unscheduled(&self) -> usize {
         self.planned_len() - self.num_scheduled
     }
@@ -143,7 +152,7 @@ impl Sequence {
 
     /// Extends `hashes` to every whole page of the known tokens.
     pub(crate) fn hash_pages(&mut self, page_size: usize) {
-        let (done, pages) = (self.hashes.len(), self.tokens.chunks_exact(page_size));
+        let (done, pages) = (self.hashes.len(), self.tokens.as_slice().chunks_exact(page_size));
         let mut hash = self.hashes.last().copied().unwrap_or(0);
         self.hashes.extend(pages.skip(done).map(|page| {
             hash = hash_tokens(hash, page);
@@ -235,6 +244,7 @@ impl SeqStore {
     }
 }
 
+#[inline]
 fn split(idx: SeqIdx) -> (usize, usize) {
     (idx.0 as usize / CHUNK, idx.0 as usize % CHUNK)
 }
@@ -242,6 +252,7 @@ fn split(idx: SeqIdx) -> (usize, usize) {
 impl Index<SeqIdx> for SeqStore {
     type Output = Sequence;
 
+    #[inline]
     fn index(&self, idx: SeqIdx) -> &Sequence {
         let (at, slot) = split(idx);
         self.chunks[at].slots[slot].as_ref().expect("the index of a live sequence")
@@ -249,6 +260,7 @@ impl Index<SeqIdx> for SeqStore {
 }
 
 impl IndexMut<SeqIdx> for SeqStore {
+    #[inline]
     fn index_mut(&mut self, idx: SeqIdx) -> &mut Sequence {
         let (at, slot) = split(idx);
         self.chunks[at].slots[slot].as_mut().expect("the index of a live sequence")

@@ -75,6 +75,7 @@ impl<B: Backend> Worker<B> {
             if !self.take_commands(idle) {
                 return Ok(());
             }
+            let start = Instant::now();
             let launch = self.plan_and_launch()?;
             if let Some(step) = in_flight.take() {
                 self.commit(step)?;
@@ -88,6 +89,7 @@ impl<B: Backend> Worker<B> {
                 Some(step) => self.commit(step)?,
                 None => {}
             }
+            self.stats.busy_time += start.elapsed();
             self.stats.counters = self.scheduler.counters();
             self.shared.set_stats(&self.stats);
         }

@@ -1,12 +1,12 @@
-//! Faults of other engines that the scheduler must not have, a test each. Each says which line to break to see it
-//! fail. (The numbers are those of the project's list of known faults; the others concern other parts.)
+//! Faults of other engines that the scheduler must not have, a test each. The numbers are those of `docs/faults.md`,
+//! whose rows `ci/break-faults` puts in; each test says what they break.
 
 mod sched_support;
 
 use minisgl_engine::EngineError;
 use minisgl_engine::config::CacheType;
 use minisgl_engine::request::{FinishReason, Request, RequestParams};
-use minisgl_engine::scheduler::SchedulerConfig;
+use minisgl_engine::scheduler::{MAX_STEPS_IN_FLIGHT, SchedulerConfig};
 use minisgl_kernels::Samples;
 use sched_support::{Driver, End, config, oracle, request};
 
@@ -169,6 +169,27 @@ fn fault_06_row_of_whole_pages() {
         assert_eq!(driver.outcome(id).tokens.len(), 49);
         driver.expect_oracle(id, &request, 0);
     }
+}
+
+/// A step's inputs wait in one of two staging buffers until the device has taken them: a third step must not be planned
+/// while two are in flight.
+///
+/// Break: `self.in_flight.len() == MAX_STEPS_IN_FLIGHT` in `Scheduler::schedule` (to `>`).
+#[test]
+fn fault_08_no_more_steps_than_staging_buffers() {
+    let mut driver = Driver::new(config());
+    let request = request(&[1, 2, 3], 20);
+    let id = driver.add(request.clone());
+    for _ in 0..10 {
+        while driver.launched.len() < MAX_STEPS_IN_FLIGHT {
+            assert!(driver.launch());
+        }
+        assert!(!driver.launch(), "a step for which there is no staging buffer");
+        driver.commit();
+    }
+    assert_eq!(MAX_STEPS_IN_FLIGHT, 2);
+    driver.run(true);
+    driver.expect_oracle(id, &request, 0);
 }
 
 /// A row is not given to a new request while the last step of the old one can write to it.

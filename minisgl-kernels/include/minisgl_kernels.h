@@ -280,8 +280,9 @@ int msgl_sample(const msgl_sample_params *params, msgl_stream stream);
 typedef enum msgl_attention_kernel {
   MSGL_ATTENTION_FA = 0,      // prefill: tensor cores, any page size
   MSGL_ATTENTION_FI = 1,      // decode: split KV, tensor cores, any page size
-  MSGL_ATTENTION_TRTLLM = 2,  // both: whole pages of 16, 32 or 64 tokens by bulk copies, sm_90
-  MSGL_ATTENTION_PLAIN = 3    // both, without a plan: FMA, any dtype and head_dim up to 512
+  MSGL_ATTENTION_TRTLLM = 2,  // decode: whole pages of 16, 32 or 64 tokens by bulk copies, sm_90; prefill: as FA
+  MSGL_ATTENTION_PLAIN = 3,   // both, without a plan: FMA, any dtype and head_dim up to 512
+  MSGL_ATTENTION_WGMMA = 4    // prefill: tensor cores by warpgroups, any page size, sm_90a
 } msgl_attention_kernel;
 
 // What the layout of a plan depends on. The same for msgl_attention_plan and every launch that reads the plan.
@@ -333,7 +334,7 @@ typedef struct msgl_attention_params {
 // Bytes of a plan: its lists, and decode's scratch for KV ranges that were split.
 size_t msgl_attention_plan_bytes(const msgl_attention_sizes *sizes);
 // Query rows of a tile of a prefill kernel, or 0 where there is none for this dtype, head_dim and chip
-// (`sm` is 10 * major + minor).
+// (`sm` is 10 * major + minor, of the current device).
 uint32_t msgl_attention_tile_rows(msgl_attention_kernel kernel, msgl_dtype dtype, uint32_t head_dim, uint32_t sm);
 // KV heads that a CTA of a decode kernel reads together.
 uint32_t msgl_attention_heads_per_job(msgl_attention_kernel kernel, uint32_t head_dim, uint32_t num_kv_heads);

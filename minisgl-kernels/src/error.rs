@@ -53,7 +53,8 @@ pub enum KernelError {
     /// The device has too little memory left.
     #[error(
         "out of memory on {device}: {what} needs {wanted_bytes} bytes, {free_bytes} of {total_bytes} are free; \
-         lower memory_ratio, max_running_req, max_extend_tokens or max_seq_len_override"
+         lower memory_ratio (or num_page_override where it is set), max_running_req, max_extend_tokens or \
+         max_seq_len_override"
     )]
     OutOfMemory {
         /// The device.

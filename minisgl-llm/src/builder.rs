@@ -171,7 +171,7 @@ impl LLMBuilder {
     pub fn build(self) -> Result<LLM> {
         let dir = self.model_dir()?;
         let config = EngineConfig { model_path: dir.clone(), ..self.config };
-        let (seed, max_running_req) = (config.seed, config.max_running_req);
+        let seed = config.seed;
         let load_bar = if self.progress { progress::load_bar() } else { None };
         let tokenizer_path = self.tokenizer.unwrap_or_else(|| dir.join("tokenizer.json"));
         // Parsing a large tokenizer takes as long as mapping the weights: both at once.
@@ -187,7 +187,6 @@ impl LLMBuilder {
             template: load_template(tokenizer_config, self.chat_template, &dir),
             seed,
             num_requests: AtomicU64::new(0),
-            max_running_req,
             progress: self.progress,
         }))
     }

@@ -46,8 +46,9 @@ impl<I: Iterator<Item = Result<(Prompt, SamplingParams), String>>> GenerateIter<
     }
 
     fn refill(&mut self) {
-        let max_in_flight = QUEUE_FACTOR * self.inner.max_running_req;
-        let max_ahead = AHEAD_FACTOR * self.inner.max_running_req;
+        let max_running_req = self.inner.engine.info().max_running_req;
+        let max_in_flight = QUEUE_FACTOR * max_running_req;
+        let max_ahead = AHEAD_FACTOR * max_running_req;
         let mut jobs = Vec::new();
         while self.flight.len() + jobs.len() < max_in_flight {
             let oldest = self.flight.oldest().or(jobs.first().map(|(index, _)| *index));

@@ -10,6 +10,7 @@ use crate::flight::{Flight, Job};
 use crate::generate_iter::GenerateIter;
 use crate::output::Output;
 use crate::params::{ParamsList, SamplingParams, derive_seed};
+use crate::parts::LLMParts;
 use crate::progress::Progress;
 use crate::prompt::{IntoPrompts, Message, Prompt};
 use crate::stream::Stream;
@@ -34,7 +35,6 @@ pub(crate) struct Inner {
     pub(crate) seed: u64,
     /// Requests submitted so far that chose no seed of their own.
     pub(crate) num_requests: AtomicU64,
-    pub(crate) max_running_req: usize,
     pub(crate) progress: bool,
 }
 
@@ -50,6 +50,21 @@ impl LLM {
     /// As [`LLMBuilder::build`].
     pub fn new(model: impl Into<String>) -> Result<Self> {
         Self::builder(model).build()
+    }
+
+    /// An LLM around an engine that runs already: on a backend of the caller's own, or with a tokenizer that is no
+    /// file.
+    pub fn from_parts(parts: LLMParts) -> Self {
+        let none = |what: &str| format!("this LLM was put together without a {what}");
+        let LLMParts { engine, tokenizer, template, seed, progress } = parts;
+        Self::from_inner(Inner {
+            engine,
+            tokenizer: tokenizer.ok_or_else(|| none("tokenizer: only token ids can be used as prompts")),
+            template: template.ok_or_else(|| none("chat template")),
+            seed,
+            num_requests: AtomicU64::new(0),
+            progress,
+        })
     }
 
     pub(crate) fn from_inner(inner: Inner) -> Self {

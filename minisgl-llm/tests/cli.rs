@@ -2,7 +2,6 @@
 #![cfg(feature = "cli")]
 
 use std::io::{Read, Write};
-use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 use std::time::Duration;
 
@@ -73,6 +72,19 @@ fn a_prompt_prints_its_text_alone() {
     assert_eq!(text(&output.stdout), " Box Projectilony knowous\n");
 }
 
+/// `RUST_LOG` shows each part of each step with the time that it took.
+#[test]
+fn spans_of_a_step_are_logged() {
+    let mut command = command(&["generate", "--prompt", "Ownership is", "--max-tokens", "2"]);
+    let output = command.args(SMALL).env("RUST_LOG", "minisgl_engine=trace").output().unwrap();
+    assert!(output.status.success());
+    let log = text(&output.stderr);
+    for part in ["schedule", "launch{seqs=1 tokens=", "wait", "commit"] {
+        let is_span = |line: &str| line.contains(part) && line.contains("close time.busy=");
+        assert_eq!(log.lines().filter(|line| is_span(line)).count(), 2, "{part} of two steps: {log}");
+    }
+}
+
 #[test]
 fn lines_in_lines_out_in_order_and_a_bad_line_stops_no_other() {
     let input = concat!(
@@ -112,59 +124,6 @@ fn workload(num: usize) -> String {
         )
     };
     (0..num).map(line).collect()
-}
-
-/// What must not depend on where a run was resumed: everything but the prefix cache.
-fn without_cache(output: &[u8]) -> Vec<Value> {
-    let mut lines = lines(output);
-    for line in &mut lines {
-        line.as_object_mut().unwrap().remove("num_cached_tokens");
-    }
-    lines
-}
-
-#[test]
-fn a_killed_run_resumes_with_every_line_once() {
-    let dir = tempfile::tempdir().unwrap();
-    let (input, whole, torn) = (dir.path().join("in"), dir.path().join("whole"), dir.path().join("torn"));
-    std::fs::write(&input, workload(150)).unwrap();
-    let path = |path: &Path| path.to_str().unwrap().to_owned();
-    let args =
-        |out: &Path| vec!["--input".into(), path(&input), "--output".into(), path(out), "--resume".into()];
-    let run = |out: &Path| {
-        let args: Vec<String> = args(out);
-        start("generate", &args.iter().map(String::as_str).collect::<Vec<_>>())
-    };
-    ok(&run(&whole).wait_with_output().unwrap());
-    let expected = without_cache(&std::fs::read(&whole).unwrap());
-    assert_eq!(expected.len(), 150);
-    let mut num_kills = 0;
-    loop {
-        let mut child = run(&torn);
-        let before = std::fs::metadata(&torn).map_or(0, |m| m.len());
-        // Kill as soon as a few more lines are there.
-        let killed = loop {
-            if child.try_wait().unwrap().is_some() {
-                break false;
-            }
-            if num_kills < 4 && std::fs::metadata(&torn).map_or(0, |m| m.len()) > before + 300 {
-                child.kill().unwrap();
-                break true;
-            }
-            std::thread::sleep(Duration::from_millis(1));
-        };
-        let status = child.wait().unwrap();
-        if !killed {
-            assert!(status.success());
-            break;
-        }
-        num_kills += 1;
-        // As if the kill had come in the middle of a write.
-        let mut file = std::fs::OpenOptions::new().append(true).open(&torn).unwrap();
-        file.write_all(b"{\"index\":9,\"te").unwrap();
-    }
-    assert!(num_kills > 0, "the run was over before it could be killed");
-    assert!(without_cache(&std::fs::read(&torn).unwrap()) == expected);
 }
 
 #[test]

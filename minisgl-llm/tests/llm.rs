@@ -64,8 +64,11 @@ fn goldens_from_text_to_text() {
     }
 }
 
+/// The template writes BOS, and encoding does not add another.
+///
+/// Break: `encode(&text, false)` in `LLM::encode_chat` (to `true`).
 #[test]
-fn chat_answers_and_begins_with_one_bos() {
+fn fault_15_chat_begins_with_one_bos() {
     let messages = [Message::user(QUESTION)];
     let ids = llm().encode_chat(&messages, &ChatOptions::default()).unwrap();
     assert_eq!(ids.iter().filter(|&&id| id == 4091).count(), 1, "{ids:?}");
@@ -157,6 +160,48 @@ fn logprobs_are_those_of_the_tokens() {
         assert!(entry.top.is_sorted_by(|a, b| a.1 >= b.1) && entry.chosen < 0.0);
     }
     assert_eq!(one("Ownership is", greedy(1)).logprobs, None);
+}
+
+/// Queue, prefill and decode follow one another within the call, and only the last can be empty.
+#[test]
+fn an_output_says_where_its_time_went() {
+    let start = std::time::Instant::now();
+    let outputs = llm().generate(["Ownership is", "A trait is"], vec![greedy(20), greedy(1)]).unwrap();
+    let elapsed = start.elapsed();
+    for (output, has_decode) in outputs.iter().zip([true, false]) {
+        let minisgl_llm::Timings { queue, prefill, decode } = output.timings;
+        assert!(queue + prefill + decode <= elapsed, "{:?} of {elapsed:?}", output.timings);
+        assert!(!prefill.is_zero() && (!decode.is_zero() || !has_decode), "{:?}", output.timings);
+    }
+}
+
+#[test]
+fn stats_count_what_ran() {
+    let builder = LLM::builder(MODEL).device(Device::Cpu).num_page_override(64).progress(false);
+    let llm = builder.build().unwrap();
+    assert_eq!((llm.stats().counters.steps, llm.stats().busy_time), (0, std::time::Duration::ZERO));
+    let prompt: Vec<u32> = (1..40).collect();
+    for _ in 0..2 {
+        llm.generate([&prompt], SamplingParams { ignore_eos: true, ..greedy(5) }).unwrap();
+    }
+    // The last step's counters come just after its tokens.
+    let stats = loop {
+        let stats = llm.stats();
+        if stats.counters.num_running == 0 {
+            break stats;
+        }
+        std::thread::yield_now();
+    };
+    let counters = stats.counters;
+    assert_eq!((counters.steps, counters.output_tokens, counters.preemptions), (10, 10, 0));
+    // Two pages of 16 of the first prompt serve the second.
+    assert_eq!((counters.prefix_lookup_tokens, counters.prefix_hit_tokens), (78, 32));
+    assert_eq!((counters.prompt_tokens, stats.prefix_hit_rate()), (39 + 7, 32.0 / 78.0));
+    assert_eq!((counters.num_waiting, counters.pages_used), (0, 0));
+    assert_eq!((counters.pages_cached + counters.pages_free, counters.pages_cached), (64, 2));
+    assert!(stats.output_tokens_per_s() > 0.0 && stats.prompt_tokens_per_s() > 0.0, "{stats:?}");
+    let parts = stats.schedule_time + stats.launch_time + stats.wait_time + stats.commit_time;
+    assert!(parts <= stats.busy_time && !stats.mean_step().launch.is_zero(), "{stats:?}");
 }
 
 #[test]

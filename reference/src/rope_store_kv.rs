@@ -92,12 +92,15 @@ mod tests {
             norm_rope::<_, f64, _>(x, 32, None, 0.0, &table, &[position], Precision::F64)
         };
         let norm = Precision::F64.dot(&q, &q);
+        // Angles below 200 are numbers of f32: each of the four is off by half a unit in the last place.
+        let turned = 4.0 * 200.0 * f64::from(f32::EPSILON) / 2.0;
+        let allowed = turned * (norm * Precision::F64.dot(&k, &k)).sqrt();
         for (p, d) in [(0, 3), (17, 3), (180, 3), (180, 19)] {
             let (rotated, key) = (at(&q, p + d), at(&k, p));
             assert!((Precision::F64.dot(&rotated, &rotated) - norm).abs() < 1e-10);
             let (here, origin) =
                 (Precision::F64.dot(&rotated, &key), Precision::F64.dot(&at(&q, d), &at(&k, 0)));
-            assert!((here - origin).abs() < 1e-10, "{here} {origin}");
+            assert!((here - origin).abs() < allowed, "{here} {origin}");
         }
     }
 

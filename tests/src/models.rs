@@ -169,8 +169,25 @@ pub struct TestModel {
 impl TestModel {
     /// A random model of `kind`, stored as `dtype` in `shards` files; the oracle has the stored values.
     pub fn random(kind: ModelKind, dtype: DType, shards: usize, seed: u64, eos: &[u32]) -> Self {
-        static NEXT: AtomicU32 = AtomicU32::new(0);
+        Self::with_spec(kind, kind.spec(), dtype, shards, seed, eos)
+    }
+
+    /// As [`random`](Self::random), with heads of `head_dim` elements.
+    pub fn with_head_dim(kind: ModelKind, head_dim: usize, dtype: DType, seed: u64) -> Self {
         let spec = kind.spec();
+        let rope = RopeSpec { head_dim, ..spec.rope };
+        Self::with_spec(kind, DecoderSpec { head_dim, rope, ..spec }, dtype, 1, seed, &[])
+    }
+
+    fn with_spec(
+        kind: ModelKind,
+        spec: DecoderSpec,
+        dtype: DType,
+        shards: usize,
+        seed: u64,
+        eos: &[u32],
+    ) -> Self {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
         let mut tensors: Vec<(String, Vec<usize>, Vec<u8>)> = Vec::new();
         let weights = Weights::collect(&spec, |name, shape| {
             let len: usize = shape.iter().product();

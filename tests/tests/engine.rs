@@ -13,16 +13,21 @@ use minisgl_tests::models::{ModelKind, TestModel, random_tokens};
 
 /// An engine without arithmetic over a pool of `num_pages` pages of 4, which checks every page that it reads.
 fn engine(num_pages: usize) -> Engine {
+    engine_with(|config| config.num_page_override = Some(num_pages))
+}
+
+fn engine_with(edit: impl FnOnce(&mut EngineConfig)) -> Engine {
     let model = TestModel::random(ModelKind::Llama, DType::F32, 1, 1, &[]);
-    let config = EngineConfig {
+    let mut config = EngineConfig {
         use_dummy_weight: true,
         page_size: 4,
-        num_page_override: Some(num_pages),
+        num_page_override: Some(256),
         max_running_req: 16,
         max_extend_tokens: 64,
         overlap: Some(true),
         ..EngineConfig::new(model.dir())
     };
+    edit(&mut config);
     let vocab = model.oracle.spec.vocab;
     Engine::start_with(config, None, move || Ok(Null::new(NullOptions { vocab, checked: true })))
         .expect("an engine")
@@ -94,6 +99,16 @@ fn a_request_that_can_never_fit_is_refused_with_both_numbers() {
     // The largest that fits does run.
     let outputs = run(&engine, &[greedy(&[1; 31], 1000)]);
     assert_eq!((outputs[0].tokens.len(), outputs[0].reason), (1, FinishReason::Length));
+}
+
+/// The longest sequence ends inside of a page: the table that the runner allocates must have a column for it.
+///
+/// Break: `div_ceil` of `max_pages` in `Runner::new` (to `/`).
+#[test]
+fn fault_06_page_table_of_whole_pages() {
+    let engine = engine_with(|config| (config.page_size, config.max_seq_len_override) = (16, Some(199)));
+    let outputs = run(&engine, &[greedy(&[5; 150], 1000)]);
+    assert_eq!((outputs[0].tokens.len(), outputs[0].reason), (49, FinishReason::Length));
 }
 
 #[test]

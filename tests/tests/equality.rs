@@ -142,6 +142,10 @@ fn variants(base: &EngineConfig) -> Vec<(&'static str, EngineConfig)> {
             "overlap, chunks of 5, no cache",
             with(&|c| (c.overlap, c.max_extend_tokens, c.cache_type) = (Some(true), 5, CacheType::Naive)),
         ),
+        // On a device without graphs these change nothing.
+        ("no graphs", with(&|c| c.cuda_graph_bs = Some(Vec::new()))),
+        ("graphs of 3 and 7", with(&|c| c.cuda_graph_bs = Some(vec![3, 7]))),
+        ("graphs up to 5, no overlap", with(&|c| (c.cuda_graph_max_bs, c.overlap) = (Some(5), Some(false)))),
         ("one thread", with(&|c| c.threads = Some(1))),
         ("five threads", with(&|c| c.threads = Some(5))),
     ]

@@ -4,6 +4,7 @@ use std::fs;
 use std::path::Path;
 
 use minisgl_engine::config::{Device, EngineConfig};
+use minisgl_engine::model::ModelSpec;
 use minisgl_engine::{DType, Engine};
 use minisgl_tests::models::{ModelKind, TestModel};
 use serde_json::{Value, json};
@@ -184,8 +185,53 @@ fn missing_tensor() {
 fn unexpected_tensor() {
     // Biases that config.json does not announce must not be left out in silence.
     let model = TestModel::random(ModelKind::Qwen2, DType::BF16, 1, 5, &[]);
-    edit_config(model.dir(), |config| config["attention_bias"] = json!(false));
-    refused(model.dir(), &["9 tensors", "Qwen2ForCausalLM", "model.layers.0.self_attn.k_proj.bias"]);
+    edit_config(model.dir(), |config| config["architectures"] = json!(["LlamaForCausalLM"]));
+    refused(model.dir(), &["9 tensors", "LlamaForCausalLM", "model.layers.0.self_attn.k_proj.bias"]);
+}
+
+/// A field that is left out has the value that transformers gives it, which for some is another than null.
+#[test]
+fn what_a_configuration_leaves_out() {
+    let spec = |kind, edit: &dyn Fn(&mut Value)| {
+        let model = TestModel::random(kind, DType::BF16, 1, 5, &[]);
+        edit_config(model.dir(), edit);
+        ModelSpec::read(model.dir()).expect("a good config.json")
+    };
+    let remove = |name: &'static str| {
+        move |config: &mut Value| drop(config.as_object_mut().expect("an object").remove(name))
+    };
+    let null = |name: &'static str| move |config: &mut Value| config[name] = Value::Null;
+
+    assert_eq!(spec(ModelKind::Mistral, &remove("sliding_window")).windows, [Some(4096); 3]);
+    assert_eq!(spec(ModelKind::Mistral, &null("sliding_window")).windows, [None; 3]);
+    assert_eq!(spec(ModelKind::Qwen3, &remove("sliding_window")).windows, [None, None, Some(4096)]);
+    assert_eq!(spec(ModelKind::Qwen3, &null("sliding_window")).windows, [None; 3]);
+    assert_eq!(spec(ModelKind::Qwen3, &remove("head_dim")).head_dim, 128);
+    assert_eq!(spec(ModelKind::Llama, &remove("head_dim")).head_dim, 16);
+    assert_eq!(spec(ModelKind::Llama, &remove("num_key_value_heads")).num_kv_heads, 4);
+    let eight = |name| {
+        move |config: &mut Value| {
+            config["num_attention_heads"] = json!(8);
+            drop(config.as_object_mut().expect("an object").remove(name));
+        }
+    };
+    assert_eq!(spec(ModelKind::Mistral, &eight("num_key_value_heads")).num_kv_heads, 8);
+
+    // Biases are part of Qwen2 and no part of Mistral, whatever the fields of other families say.
+    let bias = |on: bool| {
+        move |config: &mut Value| (config["attention_bias"], config["mlp_bias"]) = (json!(on), json!(on))
+    };
+    for (kind, on, expected) in [
+        (ModelKind::Qwen2, false, (true, false, false)),
+        (ModelKind::Qwen2, true, (true, false, false)),
+        (ModelKind::Mistral, true, (false, false, false)),
+        (ModelKind::Qwen3, true, (true, true, false)),
+        (ModelKind::Llama, true, (true, true, true)),
+        (ModelKind::Llama, false, (false, false, false)),
+    ] {
+        let spec = spec(kind, &bias(on));
+        assert_eq!((spec.qkv_bias, spec.o_bias, spec.mlp_bias), expected, "{kind:?} {on}");
+    }
 }
 
 #[test]

@@ -73,6 +73,7 @@ mod device {
     pub(crate) fn check(op: &str, attention: [AttnKernel; 2]) -> Result<(), Failed> {
         let config = CheckConfig {
             batch_invariant: !BATCH_DEPENDENT.contains(&op),
+            truncates_sums: true,
             attention,
             ..CheckConfig::from_env(64)
         };

@@ -1,7 +1,6 @@
 use std::collections::{BTreeSet, HashMap};
-use std::hash::{BuildHasherDefault, Hasher};
 
-use super::{PagePool, hash_tokens};
+use super::{KeyIsHash, PagePool, hash_tokens};
 
 /// A prefix tree over whole pages of tokens: which computed pages can serve a new prompt.
 ///
@@ -21,7 +20,7 @@ pub struct RadixTree {
     page_size: usize,
     nodes: Vec<Node>,
     vacant: Vec<NodeId>,
-    children: HashMap<u64, NodeId, BuildHasherDefault<KeyIsHash>>,
+    children: HashMap<u64, NodeId, KeyIsHash>,
     /// Unlocked leaves by the time of their last use.
     evictable: BTreeSet<(u64, NodeId)>,
     num_pages: usize,
@@ -90,7 +89,7 @@ impl RadixTree {
         self.nodes.len() - 1 - self.vacant.len()
     }
 
-    /// Changes whenever the set of cached prefixes does.
+    /// Changes whenever prefixes are added to the cached ones.
     pub fn version(&self) -> u64 {
         self.version
     }
@@ -236,7 +235,6 @@ impl RadixTree {
         }
         self.num_pages -= num_freed;
         self.num_evictable_pages -= num_freed;
-        self.version += u64::from(num_freed > 0);
         num_freed
     }
 
@@ -422,27 +420,5 @@ impl RadixTree {
 impl NodeId {
     fn idx(self) -> usize {
         self.0 as usize
-    }
-}
-
-/// The table's keys are hashes already.
-#[derive(Default)]
-struct KeyIsHash(u64);
-
-impl Hasher for KeyIsHash {
-    fn finish(&self) -> u64 {
-        self.0
-    }
-
-    fn write(&mut self, bytes: &[u8]) {
-        for chunk in bytes.chunks(8) {
-            let mut word = [0; 8];
-            word[..chunk.len()].copy_from_slice(chunk);
-            self.0 ^= u64::from_le_bytes(word);
-        }
-    }
-
-    fn write_u64(&mut self, key: u64) {
-        self.0 = key;
     }
 }

@@ -5,14 +5,29 @@
 pub struct Family {
     /// As in `architectures[0]` of `config.json`.
     pub architecture: &'static str,
-    /// Bias of the q, k and v projections where `attention_bias` does not say.
-    pub qkv_bias: bool,
-    /// Whether the output projection follows `attention_bias`.
-    pub o_follows_attention_bias: bool,
+    /// Which projections of attention have a bias.
+    pub attention_bias: BiasRule,
+    /// Whether `mlp_bias` gives gate, up and down a bias.
+    pub mlp_bias: bool,
     /// RMSNorm of each query and key head before the rotation.
     pub qk_norm: bool,
     /// Which layers see a sliding window.
     pub window: WindowRule,
+    /// Elements of a head where `head_dim` is left out; `None`: `hidden_size / num_attention_heads`.
+    pub head_dim: Option<usize>,
+    /// Key and value heads where `num_key_value_heads` is left out; `None`: as many as query heads.
+    pub num_kv_heads: Option<usize>,
+}
+
+/// Which projections of attention have a bias.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BiasRule {
+    /// None, whatever `attention_bias` says.
+    Never,
+    /// q, k and v, whatever `attention_bias` says.
+    Qkv,
+    /// q, k, v and the output projection, where `attention_bias` is true.
+    FromAttentionBias,
 }
 
 /// Which layers see a sliding window.
@@ -26,39 +41,50 @@ pub enum WindowRule {
     FromMaxWindowLayers,
 }
 
-/// The table of families.
+/// Window of the families that have one, where `sliding_window` is left out (`null` is none).
+pub(super) const DEFAULT_WINDOW: u32 = 4096;
+
+/// The table of families. What a configuration leaves out has the value that Hugging Face transformers gives it.
 pub const FAMILIES: &[Family] = &[
     // Llama 2 and 3.x (Touvron et al. 2023).
     Family {
         architecture: "LlamaForCausalLM",
-        qkv_bias: false,
-        o_follows_attention_bias: true,
+        attention_bias: BiasRule::FromAttentionBias,
+        mlp_bias: true,
         qk_norm: false,
         window: WindowRule::Never,
+        head_dim: None,
+        num_kv_heads: None,
     },
     // Mistral 7B (Jiang et al. 2023): Llama with a sliding window.
     Family {
         architecture: "MistralForCausalLM",
-        qkv_bias: false,
-        o_follows_attention_bias: true,
+        attention_bias: BiasRule::Never,
+        mlp_bias: false,
         qk_norm: false,
         window: WindowRule::All,
+        head_dim: None,
+        num_kv_heads: Some(8),
     },
     // Qwen2 and Qwen2.5: biased q, k and v.
     Family {
         architecture: "Qwen2ForCausalLM",
-        qkv_bias: true,
-        o_follows_attention_bias: false,
+        attention_bias: BiasRule::Qkv,
+        mlp_bias: false,
         qk_norm: false,
         window: WindowRule::FromMaxWindowLayers,
+        head_dim: None,
+        num_kv_heads: Some(32),
     },
-    // Qwen3 dense: no bias, normalised queries and keys.
+    // Qwen3 dense: normalised queries and keys.
     Family {
         architecture: "Qwen3ForCausalLM",
-        qkv_bias: false,
-        o_follows_attention_bias: true,
+        attention_bias: BiasRule::FromAttentionBias,
+        mlp_bias: false,
         qk_norm: true,
         window: WindowRule::FromMaxWindowLayers,
+        head_dim: Some(128),
+        num_kv_heads: Some(32),
     },
 ];
 

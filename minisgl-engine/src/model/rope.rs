@@ -109,17 +109,21 @@ impl RopeSpec {
     }
 
     /// The `head_dim / 2` angular frequencies at `position`.
-    pub fn frequencies(&self, head_dim: usize, position: usize) -> Vec<f64> {
-        let plain = |theta: f64| -> Vec<f64> {
-            (0..head_dim / 2).map(|i| theta.powf(-2.0 * i as f64 / head_dim as f64)).collect()
-        };
+    ///
+    /// Every step is rounded to f32, in the order of PyTorch's code: the models were trained with these numbers, and
+    /// for a head size that is no power of two they are some units in the last place away from the exact ones, which
+    /// the position multiplies.
+    pub fn frequencies(&self, head_dim: usize, position: usize) -> Vec<f32> {
         match self.scaling {
-            RopeScaling::Default => plain(self.theta),
-            RopeScaling::Linear { factor } => plain(self.theta).iter().map(|f| f / factor).collect(),
+            RopeScaling::Default => periods(self.theta, head_dim).map(|p| 1.0 / p).collect(),
+            RopeScaling::Linear { factor } => {
+                periods(self.theta, head_dim).map(|p| 1.0 / p / factor as f32).collect()
+            }
             RopeScaling::Dynamic { factor, original_max_position } => {
                 let grown = (position + 1).max(original_max_position) as f64 / original_max_position as f64;
                 let dim = head_dim as f64;
-                plain(self.theta * (factor * grown - (factor - 1.0)).powf(dim / (dim - 2.0)))
+                let theta = self.theta * (factor * grown - (factor - 1.0)).powf(dim / (dim - 2.0));
+                periods(theta, head_dim).map(|p| 1.0 / p).collect()
             }
             RopeScaling::Yarn { factor, beta_fast, beta_slow, original_max_position, truncate, .. } => {
                 let dim = head_dim as f64;
@@ -135,38 +139,40 @@ impl RopeSpec {
                 if low == high {
                     high += 0.001;
                 }
-                let scale = |(i, f): (usize, f64)| {
-                    let interpolate = ((i as f64 - low) / (high - low)).clamp(0.0, 1.0);
-                    f / factor * interpolate + f * (1.0 - interpolate)
+                let scale = |(i, period): (usize, f32)| {
+                    let ramp = (i as f32 - low as f32) / (high - low) as f32;
+                    let keep = 1.0 - ramp.clamp(0.0, 1.0);
+                    1.0 / (factor as f32 * period) * (1.0 - keep) + 1.0 / period * keep
                 };
-                plain(self.theta).into_iter().enumerate().map(scale).collect()
+                periods(self.theta, head_dim).enumerate().map(scale).collect()
             }
             RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_max_position } => {
                 let original = original_max_position as f64;
-                let scale = |f: f64| {
-                    let wave_len = 2.0 * PI / f;
-                    if wave_len < original / high_freq_factor {
-                        f
-                    } else if wave_len > original / low_freq_factor {
-                        f / factor
+                let scale = |period: f32| {
+                    let frequency = 1.0 / period;
+                    let wave_len = (2.0 * PI) as f32 / frequency;
+                    if wave_len < (original / high_freq_factor) as f32 {
+                        frequency
+                    } else if wave_len > (original / low_freq_factor) as f32 {
+                        frequency / factor as f32
                     } else {
-                        let keep =
-                            (original / wave_len - low_freq_factor) / (high_freq_factor - low_freq_factor);
-                        (1.0 - keep) * f / factor + keep * f
+                        let keep = (original as f32 / wave_len - low_freq_factor as f32)
+                            / (high_freq_factor - low_freq_factor) as f32;
+                        (1.0 - keep) * frequency / factor as f32 + keep * frequency
                     }
                 };
-                plain(self.theta).into_iter().map(scale).collect()
+                periods(self.theta, head_dim).map(scale).collect()
             }
         }
     }
 
     /// The table for positions `0..max_position`: a row of `head_dim` f32, cosines then sines.
     ///
-    /// Frequencies and angles are rounded to f32 before the cosine, as PyTorch does: at long contexts that
-    /// rounding is larger than the cosine's own, and the models were trained with it.
+    /// Angles are rounded to f32 before the cosine, as PyTorch does: at long contexts that rounding is larger than
+    /// the cosine's own, and the models were trained with it.
     pub fn table(&self, head_dim: usize, max_position: usize) -> Vec<f32> {
         let half = head_dim / 2;
-        let factor = self.attention_factor();
+        let factor = self.attention_factor() as f32;
         let mut table = vec![0.0; max_position * head_dim];
         let fixed = self.frequencies(head_dim, 0);
         let threads = std::thread::available_parallelism().map_or(1, usize::from);
@@ -181,9 +187,9 @@ impl RopeSpec {
                         let frequencies = moving.as_ref().unwrap_or(fixed);
                         let (cos, sin) = row.split_at_mut(half);
                         for ((cos, sin), &frequency) in cos.iter_mut().zip(sin).zip(frequencies) {
-                            let angle = f64::from(position as f32 * frequency as f32);
-                            *cos = (angle.cos() * factor) as f32;
-                            *sin = (angle.sin() * factor) as f32;
+                            let angle = f64::from(position as f32 * frequency);
+                            *cos = angle.cos() as f32 * factor;
+                            *sin = angle.sin() as f32 * factor;
                         }
                     }
                 });
@@ -201,6 +207,12 @@ impl RopeSpec {
     }
 }
 
+/// `theta^(2 i / head_dim)`.
+fn periods(theta: f64, head_dim: usize) -> impl Iterator<Item = f32> {
+    let theta = f64::from(theta as f32);
+    (0..head_dim / 2).map(move |i| theta.powf(f64::from((2 * i) as f32 / head_dim as f32)) as f32)
+}
+
 impl RopeScaling {
     fn read(kind: &str, rope: &Fields<'_>, max_position: usize) -> Result<Self> {
         let factor = || rope.positive("factor")?.ok_or_else(|| rope.error("factor", "a number above 0"));
@@ -208,10 +220,8 @@ impl RopeScaling {
         Ok(match kind {
             "default" => Self::Default,
             "linear" => Self::Linear { factor: factor()? },
-            "dynamic" => Self::Dynamic {
-                factor: factor()?,
-                original_max_position: original()?.unwrap_or(max_position),
-            },
+            // The trained length is the model's, also where the file holds an original one.
+            "dynamic" => Self::Dynamic { factor: factor()?, original_max_position: max_position },
             "yarn" => {
                 let original_max_position = original()?.unwrap_or(max_position);
                 let factor = match rope.positive("factor")? {

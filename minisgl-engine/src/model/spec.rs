@@ -4,7 +4,7 @@ use std::path::Path;
 
 use minisgl_kernels::{Activation, AttnSpec, DType};
 
-use super::family::{FAMILIES, Family, WindowRule};
+use super::family::{BiasRule, DEFAULT_WINDOW, FAMILIES, Family, WindowRule};
 use super::fields::{Fields, read_json};
 use super::rope::RopeSpec;
 use crate::{EngineError, Result};
@@ -100,12 +100,17 @@ impl ModelSpec {
             return Err(config.error("num_hidden_layers", "at most 1024"));
         }
         let num_heads = config.required_size("num_attention_heads")?;
-        let num_kv_heads = config.size("num_key_value_heads")?.unwrap_or(num_heads);
+        let num_kv_heads = match config.size("num_key_value_heads")? {
+            Some(num_kv_heads) => num_kv_heads,
+            None if config.is_null("num_key_value_heads") => num_heads,
+            None => family.num_kv_heads.unwrap_or(num_heads),
+        };
         if !num_heads.is_multiple_of(num_kv_heads) {
             let expected = format!("a divisor of num_attention_heads ({num_heads})");
             return Err(config.error("num_key_value_heads", &expected));
         }
-        let head_dim = match config.size("head_dim")? {
+        let left_out = family.head_dim.filter(|_| !config.is_null("head_dim"));
+        let head_dim = match config.size("head_dim")?.or(left_out) {
             Some(head_dim) => head_dim,
             None if hidden.is_multiple_of(num_heads) => hidden / num_heads,
             None => {
@@ -122,7 +127,12 @@ impl ModelSpec {
             return Err(config.error("num_attention_heads", "at most 4096"));
         }
         let max_position = config.required_size("max_position_embeddings")?;
-        let attention_bias = config.flag("attention_bias", family.qkv_bias)?;
+        let attention_bias = config.flag("attention_bias", false)?;
+        let (qkv_bias, o_bias) = match family.attention_bias {
+            BiasRule::Never => (false, false),
+            BiasRule::Qkv => (true, false),
+            BiasRule::FromAttentionBias => (attention_bias, attention_bias),
+        };
         Ok(Self {
             architecture: architecture.to_owned(),
             hidden,
@@ -137,9 +147,9 @@ impl ModelSpec {
             rope: RopeSpec::read(config, max_position)?,
             tied: config.flag("tie_word_embeddings", false)?,
             activation: read_activation(config)?,
-            qkv_bias: attention_bias,
-            o_bias: attention_bias && family.o_follows_attention_bias,
-            mlp_bias: config.flag("mlp_bias", false)?,
+            qkv_bias,
+            o_bias,
+            mlp_bias: config.flag("mlp_bias", false)? && family.mlp_bias,
             qk_norm: family.qk_norm,
             windows: read_windows(config, family.window, num_layers)?,
             dtype: read_dtype(config)?,
@@ -209,7 +219,8 @@ fn read_dtype(config: &Fields<'_>) -> Result<Option<DType>> {
 }
 
 fn read_windows(config: &Fields<'_>, rule: WindowRule, num_layers: usize) -> Result<Vec<Option<u32>>> {
-    let size = config.size("sliding_window")?.map(|size| size as u32);
+    let left_out = Some(DEFAULT_WINDOW).filter(|_| !config.is_null("sliding_window"));
+    let size = config.size("sliding_window")?.map(|size| size as u32).or(left_out);
     let first = match rule {
         WindowRule::Never => return Ok(vec![None; num_layers]),
         WindowRule::All => 0,

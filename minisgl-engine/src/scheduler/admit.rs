@@ -9,12 +9,18 @@ use crate::sequence::{Phase, Sequence};
 impl Scheduler {
     /// Admits waiting requests while prompt tokens, rows and pages last.
     pub(super) fn admit(&mut self, batch: &mut Batch, budget: &mut Budget) {
+        if budget.tokens == 0 || self.free_rows.is_empty() || self.waiting.len() == 0 {
+            return;
+        }
+        // Nothing in here changes what those that run already are expected to need.
+        let mut num_reserved = self.num_reserved_pages();
         while budget.tokens > 0 && !self.free_rows.is_empty() {
             let Some(at) = self.choose() else { break };
             let idx = self.waiting.get(at).expect("the chosen one waits");
-            if !self.try_admit(batch, budget, idx) {
+            if !self.try_admit(batch, budget, idx, num_reserved) {
                 break;
             }
+            num_reserved += self.num_expected_pages(idx);
             for before in 0..at {
                 let other = self.waiting.get(before).expect("a place before the chosen one");
                 if !self.must_wait(other) {
@@ -62,7 +68,8 @@ impl Scheduler {
         let Some(tree) = &self.tree else { return 0 };
         let seq = &mut self.seqs[idx];
         if seq.cached_hint.0 != tree.version() {
-            let num_cached = tree.num_cached(&seq.tokens, seq.max_cached_pages(self.config.page_size));
+            let max_pages = seq.max_cached_pages(self.config.page_size);
+            let num_cached = tree.num_cached(seq.tokens.as_slice(), max_pages);
             seq.cached_hint = (tree.version(), num_cached);
         }
         seq.cached_hint.1
@@ -82,14 +89,21 @@ impl Scheduler {
         siblings.into_iter().find(|s| s.phase == Phase::Running && s.num_committed >= seq.num_prompt)
     }
 
-    /// Gives a waiting request a row, its cached prefix and pages for its first chunk, unless pages are short.
-    fn try_admit(&mut self, batch: &mut Batch, budget: &mut Budget, idx: SeqIdx) -> bool {
+    /// Gives a waiting request a row, its cached prefix and pages for its first chunk, unless pages are short:
+    /// `num_reserved` of those available are for the sequences that run.
+    fn try_admit(
+        &mut self,
+        batch: &mut Batch,
+        budget: &mut Budget,
+        idx: SeqIdx,
+        num_reserved: usize,
+    ) -> bool {
         let page_size = self.config.page_size;
         let seq = &mut self.seqs[idx];
         debug_assert!(seq.pages.is_empty() && seq.num_in_flight == 0);
         let max_cached_pages = seq.max_cached_pages(page_size);
         if let Some(tree) = &mut self.tree {
-            seq.node = tree.lock_prefix(&seq.tokens, max_cached_pages, &mut seq.pages);
+            seq.node = tree.lock_prefix(seq.tokens.as_slice(), max_cached_pages, &mut seq.pages);
             seq.num_locked = seq.pages.len();
             seq.pages.iter().for_each(|&page| self.pool.hold(page));
         }
@@ -97,8 +111,7 @@ impl Scheduler {
         seq.num_slots = num_cached_pages * page_size;
 
         let is_alone = self.running.is_empty() && self.num_returning == 0;
-        if !is_alone && self.num_reserved_pages() + self.num_expected_pages(idx) > self.num_available_pages()
-        {
+        if !is_alone && num_reserved + self.num_expected_pages(idx) > self.num_available_pages() {
             self.let_go(idx);
             return false;
         }
@@ -109,7 +122,7 @@ impl Scheduler {
         seq.phase = Phase::Running;
         let (num_pages, num_tokens) = (seq.max_len.div_ceil(page_size), seq.max_len);
         seq.pages.reserve(num_pages.min(256).saturating_sub(seq.pages.len()));
-        seq.tokens.reserve(num_tokens.min(4096).saturating_sub(seq.tokens.len()));
+        seq.tokens.reserve(num_tokens.min(4096));
         for page_idx in 0..num_cached_pages {
             let page = seq.pages[page_idx];
             let update = PageUpdate { row, idx: page_idx as u32, page };
@@ -128,7 +141,7 @@ impl Scheduler {
             self.totals.prefix_hit_tokens += seq.num_scheduled as u64;
         }
         if seq.sample.has_penalties() {
-            let (num_prompt, tokens) = (seq.num_prompt as u32, seq.tokens.clone());
+            let (num_prompt, tokens) = (seq.num_prompt as u32, seq.tokens.as_slice().to_vec());
             batch.inputs.count_resets.push(CountReset { row, num_prompt, tokens });
         }
         seq.num_published = seq.num_scheduled / page_size;

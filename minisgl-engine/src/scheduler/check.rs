@@ -1,6 +1,7 @@
 use std::collections::HashMap;
 
 use super::Scheduler;
+use crate::kv::KeyIsHash;
 use crate::sequence::Phase;
 
 impl Scheduler {
@@ -96,7 +97,7 @@ impl Scheduler {
 
     fn check_lists(&self) {
         let (mut num_waiting, mut num_running, mut num_returning, mut num_alive) = (0, 0, 0, 0);
-        let mut computing: HashMap<u64, u32> = HashMap::new();
+        let mut computing: HashMap<u64, u32, KeyIsHash> = HashMap::default();
         let mut num_live: HashMap<u64, usize> = HashMap::new();
         for (idx, seq) in self.seqs.iter() {
             num_waiting += usize::from(seq.phase == Phase::Waiting);

@@ -85,7 +85,7 @@ impl Scheduler {
         let num_pages = (seq.num_committed / self.config.page_size).min(seq.hashes.len());
         let pages = &seq.pages[..num_pages];
         (seq.node, seq.num_locked) =
-            tree.extend(seq.node, seq.num_locked, &seq.tokens, pages, &mut self.pool);
+            tree.extend(seq.node, seq.num_locked, seq.tokens.as_slice(), pages, &mut self.pool);
         self.no_longer_computing(idx, num_pages);
     }
 }
@@ -100,13 +100,14 @@ enum Verdict {
 }
 
 /// Appends a sampled token to its sequence.
+#[inline]
 fn take_token(seq: &mut Sequence, token: u32, eos_token_ids: &[u32]) -> Verdict {
     if token == u32::MAX {
         return Verdict::NotFinite;
     }
     seq.tokens.push(token);
     let is_eos = !seq.ignore_eos && eos_token_ids.contains(&token);
-    if is_eos || seq.stop_token_ids.contains(&token) {
+    if is_eos || (seq.has_stop_token_ids && seq.stop_token_ids.contains(&token)) {
         Verdict::Stop
     } else if seq.tokens.len() == seq.max_len {
         Verdict::Length

@@ -65,7 +65,7 @@ use queue::Queue;
 use crate::batch::SeqIdx;
 use crate::config::CacheType;
 use crate::error::{EngineError, Result};
-use crate::kv::{PagePool, RadixTree};
+use crate::kv::{KeyIsHash, PagePool, RadixTree};
 use crate::request::{FinishReason, Request, RequestId};
 use crate::sequence::{Phase, SeqStore, Sequence};
 
@@ -99,7 +99,7 @@ pub struct Scheduler {
     tree: Option<RadixTree>,
     free_rows: Vec<u32>,
     /// Pages that running sequences compute, by the hash of the prefix that they end.
-    computing: HashMap<u64, u32>,
+    computing: HashMap<u64, u32, KeyIsHash>,
     /// Sequences whose row and pages come back when a step in flight commits.
     num_returning: usize,
     /// Share of the allowed output that a request is expected to use, in 1/1024.
@@ -217,7 +217,7 @@ impl Scheduler {
             pool: PagePool::new(config.num_pages),
             tree: has_tree.then(|| RadixTree::new(config.page_size)),
             free_rows: (0..config.max_running_req as u32).rev().collect(),
-            computing: HashMap::new(),
+            computing: HashMap::default(),
             num_returning: 0,
             output_share: 512,
             next_arrival: 0,

@@ -59,7 +59,8 @@ impl Scheduler {
             let num_unscheduled = seq.num_unscheduled();
             if num_unscheduled == 1 {
                 if seq.num_slots > seq.num_scheduled || self.take_pages(batch, idx, 1, at, budget) > 0 {
-                    self.push_decode(batch, step, idx);
+                    let is_last = push_decode(batch, step, &mut self.seqs[idx], idx, self.config.page_size);
+                    self.num_returning += usize::from(is_last);
                 }
                 continue;
             }
@@ -127,33 +128,13 @@ impl Scheduler {
         batch.inputs.page_updates.push(update);
     }
 
-    /// Appends a sequence's one token that is left to compute to the batch, and a sample: the short way for what
-    /// nearly every row of nearly every step is.
-    fn push_decode(&mut self, batch: &mut Batch, step: &mut Step, idx: SeqIdx) {
-        let seq = &mut self.seqs[idx];
-        let inputs = &mut batch.inputs;
-        let position = seq.num_scheduled;
-        // Sampled by the step in flight, the token is still on the device.
-        let token = seq.tokens.get(position).map_or(-1 - seq.row as i32, |&token| token as i32);
-        if seq.num_slots - position == self.config.page_size {
-            let page = *seq.pages.last().expect("a page for the token");
-            seq.next_slot = page * self.config.page_size as u32;
-        }
-        inputs.token_ids.push(token);
-        inputs.slots.push(seq.next_slot);
-        inputs.positions.push(position as u32);
-        seq.next_slot += 1;
-        push_seq(batch, step, seq, idx, 1);
-        self.push_sample(batch, idx);
-    }
-
     /// Appends the next `q_len` tokens of a sequence to the batch, and a sample if they reach its end.
     fn push_chunk(&mut self, batch: &mut Batch, step: &mut Step, idx: SeqIdx, q_len: usize) {
         let page_size = self.config.page_size;
         let seq = &mut self.seqs[idx];
         let inputs = &mut batch.inputs;
         let (start, end) = (seq.num_scheduled, seq.num_scheduled + q_len);
-        inputs.token_ids.extend(seq.tokens[start..end].iter().map(|&token| token as i32));
+        inputs.token_ids.extend(seq.tokens.as_slice()[start..end].iter().map(|&token| token as i32));
         inputs.positions.extend(start as u32..end as u32);
         let mut position = start;
         while position < end {
@@ -170,26 +151,52 @@ impl Scheduler {
         }
         push_seq(batch, step, seq, idx, q_len);
         if seq.num_scheduled == seq.planned_len() {
-            self.push_sample(batch, idx);
-        }
-    }
-
-    /// Appends a sample of the batch's last sequence.
-    fn push_sample(&mut self, batch: &mut Batch, idx: SeqIdx) {
-        let seq = &mut self.seqs[idx];
-        let (seq_row, position) = (seq.row, seq.num_scheduled as u32);
-        batch.inputs.samples.push(SampleParams { seq_row, position, ..seq.sample });
-        batch.inputs.sample_tokens.push(batch.inputs.token_ids.len() as u32 - 1);
-        batch.sampled.push(batch.seqs.len() as u32 - 1);
-        seq.num_pending += 1;
-        if seq.planned_len() == seq.max_len {
-            seq.is_returning = true;
-            self.num_returning += 1;
+            let is_last = push_sample(batch, seq);
+            self.num_returning += usize::from(is_last);
         }
     }
 }
 
+/// Appends a sequence's one token that is left to compute to the batch, and a sample: the short way for what nearly
+/// every row of nearly every step is. Returns whether the sample is the sequence's last.
+#[inline]
+fn push_decode(
+    batch: &mut Batch,
+    step: &mut Step,
+    seq: &mut Sequence,
+    idx: SeqIdx,
+    page_size: usize,
+) -> bool {
+    let inputs = &mut batch.inputs;
+    let position = seq.num_scheduled;
+    // Sampled by the step in flight, the token is still on the device.
+    let token = seq.tokens.get(position).map_or(-1 - seq.row as i32, |token| token as i32);
+    if seq.num_slots - position == page_size {
+        let page = *seq.pages.last().expect("a page for the token");
+        seq.next_slot = page * page_size as u32;
+    }
+    inputs.token_ids.push(token);
+    inputs.slots.push(seq.next_slot);
+    inputs.positions.push(position as u32);
+    seq.next_slot += 1;
+    push_seq(batch, step, seq, idx, 1);
+    push_sample(batch, seq)
+}
+
+/// Appends a sample of the batch's last sequence. Returns whether it is the sequence's last.
+#[inline]
+fn push_sample(batch: &mut Batch, seq: &mut Sequence) -> bool {
+    let (seq_row, position) = (seq.row, seq.num_scheduled as u32);
+    batch.inputs.samples.push(SampleParams { seq_row, position, ..seq.sample });
+    batch.inputs.sample_tokens.push(batch.inputs.token_ids.len() as u32 - 1);
+    batch.sampled.push(batch.seqs.len() as u32 - 1);
+    seq.num_pending += 1;
+    seq.is_returning = seq.planned_len() == seq.max_len;
+    seq.is_returning
+}
+
 /// Appends a sequence whose `q_len` tokens are in the batch already.
+#[inline]
 fn push_seq(batch: &mut Batch, step: &mut Step, seq: &mut Sequence, idx: SeqIdx, q_len: usize) {
     seq.num_scheduled += q_len;
     seq.num_in_flight += 1;

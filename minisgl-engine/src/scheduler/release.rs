@@ -77,7 +77,7 @@ impl Scheduler {
             // The last token in flight may have been computed and never been seen.
             let num_computed = seq.num_committed.min(seq.tokens.len());
             let pages = &seq.pages[..num_computed / self.config.page_size];
-            tree.finish(seq.node, seq.num_locked, &seq.tokens, pages, &mut self.pool);
+            tree.finish(seq.node, seq.num_locked, seq.tokens.as_slice(), pages, &mut self.pool);
             seq.node = crate::kv::RadixTree::ROOT;
             seq.num_locked = 0;
         }

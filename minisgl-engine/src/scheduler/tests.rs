@@ -23,7 +23,7 @@ fn request(len: u32, first: u32, max_tokens: usize) -> Request {
 
 /// Nothing is kept for a request that has ended or was aborted: a million of them leave what the pool holds.
 ///
-/// Fault 7. Break: `self.groups.remove(&key)` in `Scheduler::remove`, `self.by_id.remove` in `Scheduler::end`, or
+/// Break: `self.groups.remove(&key)` in `Scheduler::remove`, `self.by_id.remove` in `Scheduler::end`, or
 /// `self.computing.remove` in `no_longer_computing`.
 #[test]
 fn fault_07_a_million_requests_leave_no_memory_behind() {

@@ -10,8 +10,10 @@ int decode_pages_bf16(const msgl_attention_params& params, cudaStream_t stream);
 int decode_pages_f16(const msgl_attention_params& params, cudaStream_t stream);
 int prefill_bf16(const msgl_attention_params& params, cudaStream_t stream);
 int prefill_f16(const msgl_attention_params& params, cudaStream_t stream);
-int prefill_pages_bf16(const msgl_attention_params& params, cudaStream_t stream);
-int prefill_pages_f16(const msgl_attention_params& params, cudaStream_t stream);
+int prefill_wgmma_bf16(const msgl_attention_params& params, cudaStream_t stream);
+int prefill_wgmma_f16(const msgl_attention_params& params, cudaStream_t stream);
+bool has_prefill_wgmma_bf16();
+bool has_prefill_wgmma_f16();
 
 namespace {
 
@@ -20,11 +22,20 @@ bool has_mma(msgl_attention_kernel kernel, msgl_dtype dtype, uint32_t head_dim, 
            (head_dim == 64 || head_dim == 96 || head_dim == 128 || head_dim == 256);
 }
 
+bool has_wgmma(msgl_dtype dtype, uint32_t head_dim, uint32_t sm) {
+    if (sm != 90 || !has_mma(MSGL_ATTENTION_FA, dtype, head_dim, sm)) return false;
+    return dtype == MSGL_BF16 ? has_prefill_wgmma_bf16() : has_prefill_wgmma_f16();
+}
+
 }  // namespace
 }  // namespace msgl
 
 extern "C" uint32_t msgl_attention_tile_rows(msgl_attention_kernel kernel, msgl_dtype dtype, uint32_t head_dim,
                                              uint32_t sm) {
+    if (kernel == MSGL_ATTENTION_WGMMA) {
+        if (!msgl::has_wgmma(dtype, head_dim, sm)) return 0;
+        return head_dim == 64 ? 192 : 128;
+    }
     if (kernel != MSGL_ATTENTION_FA && kernel != MSGL_ATTENTION_TRTLLM) return 0;
     if (!msgl::has_mma(kernel, dtype, head_dim, sm)) return 0;
     return head_dim <= 128 ? 128 : 64;
@@ -54,9 +65,11 @@ extern "C" int msgl_attention_prefill(const msgl_attention_params* params, msgl_
     const bool is_bf16 = params->dtype == MSGL_BF16;
     if (!is_bf16 && params->dtype != MSGL_F16) return MSGL_ERROR_UNSUPPORTED;
     switch (params->kernel) {
-        case MSGL_ATTENTION_FA: return (is_bf16 ? msgl::prefill_bf16 : msgl::prefill_f16)(*params, cuda_stream);
+        case MSGL_ATTENTION_FA:
         case MSGL_ATTENTION_TRTLLM:
-            return (is_bf16 ? msgl::prefill_pages_bf16 : msgl::prefill_pages_f16)(*params, cuda_stream);
+            return (is_bf16 ? msgl::prefill_bf16 : msgl::prefill_f16)(*params, cuda_stream);
+        case MSGL_ATTENTION_WGMMA:
+            return (is_bf16 ? msgl::prefill_wgmma_bf16 : msgl::prefill_wgmma_f16)(*params, cuda_stream);
         default: return MSGL_ERROR_UNSUPPORTED;
     }
 }

@@ -6,8 +6,10 @@
 // combined by the last of its CTAs to finish (decode.cuh), so where cuts fall, and with them the last bits of a
 // result, depends on the batch; the same batch gives the same bits.
 //
-// Prefill: tiles of query rows, sorted by how many KV positions they read, longest first, by counting. Within a
-// length class the order is that of the atomics; it moves work in time and changes no result.
+// Prefill: tiles of query rows. Sequences are sorted by length, longest first, by counting; within a length class the
+// order is that of the atomics, which moves work in time and changes no result. A sequence's tiles follow each other,
+// the last and longest first, so that those that run together read the same K and V, out of L2; sorting the tiles of
+// all sequences by length instead would have each SM read another sequence, at up to the whole bandwidth of the memory.
 //
 // One CTA: a few microseconds once a step.
 #include "plan.cuh"
@@ -68,21 +70,18 @@ __device__ uint32_t find_prefix(const uint32_t* prefix, uint32_t count, uint32_t
     return low;
 }
 
-__device__ PlanTile tile_at(const PlanView& view, const Counts& total, const msgl_attention_sizes& sizes,
+__device__ PlanTile tile_at(const PlanView& view, uint32_t num_seqs, const msgl_attention_sizes& sizes,
                             uint32_t idx) {
-    const uint32_t seq = find_prefix(view.seq_tiles, total.prefill_seqs, idx);
-    return {view.tile_seqs[seq], (idx - view.seq_tiles[seq]) * sizes.tile_rows, {}};
+    const uint32_t at = find_prefix(view.seq_tiles, num_seqs, idx);
+    const PlanSeq seq = view.tile_seqs[at];
+    const uint32_t group = sizes.num_heads / sizes.num_kv_heads;
+    const uint32_t last_tile = div_up(seq.q_len * group, sizes.tile_rows) - 1;
+    return {seq, (last_tile - (idx - view.seq_tiles[at])) * sizes.tile_rows, {}};
 }
 
-// Tiles that read more come first, so a longer tile has a lower class.
-__device__ uint32_t tile_class(const PlanTile& tile, const msgl_attention_sizes& sizes) {
-    const uint32_t group = sizes.num_heads / sizes.num_kv_heads;
-    const PlanSeq& seq = tile.seq;
-    const uint32_t last_row = min(tile.first_row + sizes.tile_rows, seq.q_len * group) - 1;
-    const uint32_t past = seq.kv_len - seq.q_len;
-    const uint32_t length =
-        past + last_row / group + 1 - first_visible(past + tile.first_row / group, sizes.window);
-    return kThreads - 1 - min(length / kClassTokens, kThreads - 1);
+// Longer sequences have a lower class.
+__device__ uint32_t length_class(const PlanSeq& seq) {
+    return kThreads - 1 - min(seq.kv_len / kClassTokens, kThreads - 1);
 }
 
 __global__ void __launch_bounds__(kThreads) plan_kernel(const msgl_attention_plan_params params) {
@@ -114,14 +113,13 @@ __global__ void __launch_bounds__(kThreads) plan_kernel(const msgl_attention_pla
             view.seq_pieces[at.decode_seqs] = at.pieces;
         }
         if (own.prefill_seqs != 0) {
-            view.tile_seqs[at.prefill_seqs] = seq;
-            view.seq_tiles[at.prefill_seqs] = at.tiles;
+            view.prefill_seqs[at.prefill_seqs] = seq;
         }
         done = done + total;
     }
     done.tiles = min(done.tiles, sizes.max_tiles);
     const uint32_t active_ctas = min(sizes.decode_ctas, div_up(done.pieces, kMinPiecesPerCta));
-    const PlanHeader header = {done.decode_seqs, done.pieces, active_ctas, done.tiles};
+    const PlanHeader header = {done.decode_seqs, done.pieces, active_ctas, done.tiles, 0};
     if (tid == 0) *view.header = header;
     __syncthreads();
 
@@ -140,18 +138,30 @@ __global__ void __launch_bounds__(kThreads) plan_kernel(const msgl_attention_pla
     __shared__ uint32_t class_next[kThreads];
     class_next[tid] = 0;
     __syncthreads();
-    for (uint32_t idx = tid; idx < done.tiles; idx += kThreads) {
-        atomicAdd(&class_next[tile_class(tile_at(view, done, sizes, idx), sizes)], 1u);
+    for (uint32_t idx = tid; idx < done.prefill_seqs; idx += kThreads) {
+        atomicAdd(&class_next[length_class(view.prefill_seqs[idx])], 1u);
     }
     __syncthreads();
-    const uint32_t in_class = class_next[tid];
     Counts unused;
-    const Counts before = exclusive_scan({in_class, 0, 0, 0}, unused);
-    class_next[tid] = before.decode_seqs;
+    class_next[tid] = exclusive_scan({0, 0, class_next[tid], 0}, unused).prefill_seqs;
+    __syncthreads();
+    for (uint32_t idx = tid; idx < done.prefill_seqs; idx += kThreads) {
+        const PlanSeq seq = view.prefill_seqs[idx];
+        view.tile_seqs[atomicAdd(&class_next[length_class(seq)], 1u)] = seq;
+    }
+    __syncthreads();
+    uint32_t tiles = 0;
+    for (uint32_t base = 0; base < done.prefill_seqs; base += kThreads) {
+        const bool is_seq = base + tid < done.prefill_seqs;
+        const uint32_t own = is_seq ? div_up(view.tile_seqs[base + tid].q_len * group, sizes.tile_rows) : 0;
+        Counts total;
+        const uint32_t before = tiles + exclusive_scan({0, 0, 0, own}, total).tiles;
+        if (is_seq) view.seq_tiles[base + tid] = before;
+        tiles += total.tiles;
+    }
     __syncthreads();
     for (uint32_t idx = tid; idx < done.tiles; idx += kThreads) {
-        const PlanTile tile = tile_at(view, done, sizes, idx);
-        view.tiles[atomicAdd(&class_next[tile_class(tile, sizes)], 1u)] = tile;
+        view.tiles[idx] = tile_at(view, done.prefill_seqs, sizes, idx);
     }
 }
 

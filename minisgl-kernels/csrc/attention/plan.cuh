@@ -20,6 +20,7 @@ struct PlanHeader {
     uint32_t num_pieces;   // over all jobs of all decode sequences
     uint32_t active_ctas;  // CTAs that have decode work
     uint32_t num_tiles;    // prefill tiles
+    uint32_t draws;        // tiles drawn in the launch under way (prefill_load.cuh)
 };
 
 struct PlanSeq {
@@ -48,11 +49,12 @@ struct PlanView {
     PlanHeader* header;
     PlanSeq* seqs;          // [max_seqs] decode sequences
     uint32_t* seq_pieces;   // [max_seqs] pieces before each decode sequence
-    PlanSeq* tile_seqs;     // [max_seqs] prefill sequences
+    PlanSeq* prefill_seqs;  // [max_seqs] prefill sequences, in the order of the batch
+    PlanSeq* tile_seqs;     // [max_seqs] the same, longest first
     uint32_t* seq_tiles;    // [max_seqs] tiles before each prefill sequence
     PlanBucket* buckets;    // [decode_ctas]
     uint32_t* arrivals;     // [decode_ctas] partial results written of the job that is cut at the end of each CTA
-    PlanTile* tiles;        // [max_tiles] longest first
+    PlanTile* tiles;        // [max_tiles] in the order of tile_seqs, a sequence's last tile first
     float2* partial_stats;  // [2 * decode_ctas, heads_per_job, kJobRows] (maximum, sum)
     float* partial_out;     // [2 * decode_ctas, heads_per_job, kJobRows, head_dim]
     size_t bytes;
@@ -71,6 +73,7 @@ __host__ __device__ inline PlanView plan_view(const msgl_attention_sizes& sizes,
     view.header = reinterpret_cast<PlanHeader*>(take(sizeof(PlanHeader)));
     view.seqs = reinterpret_cast<PlanSeq*>(take(sizeof(PlanSeq) * sizes.max_seqs));
     view.seq_pieces = reinterpret_cast<uint32_t*>(take(sizeof(uint32_t) * sizes.max_seqs));
+    view.prefill_seqs = reinterpret_cast<PlanSeq*>(take(sizeof(PlanSeq) * sizes.max_seqs));
     view.tile_seqs = reinterpret_cast<PlanSeq*>(take(sizeof(PlanSeq) * sizes.max_seqs));
     view.seq_tiles = reinterpret_cast<uint32_t*>(take(sizeof(uint32_t) * sizes.max_seqs));
     view.buckets = reinterpret_cast<PlanBucket*>(take(sizeof(PlanBucket) * sizes.decode_ctas));

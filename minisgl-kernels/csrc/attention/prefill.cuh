@@ -1,5 +1,5 @@
-// `fa` and `trtllm`: FlashAttention-style prefill over pages, on mma.sync for sm_80 and later (after Dao 2023,
-// FlashAttention-2). The families differ in how a tile of K or V reaches shared memory: the two loaders below.
+// Prefill over pages in the manner of FlashAttention-2 (Dao 2023), on mma.sync for sm_80 and later: `fa`, and `trtllm`
+// too. Hopper has a kernel of its own, prefill_wgmma.cuh.
 //
 // Bound by the tensor cores on long prompts. A CTA of 4 warps owns a tile of query rows and walks the KV positions
 // that they see. Rows are (token, head of the group) pairs, so a group reads each K and V once, and a chunk of few
@@ -10,9 +10,7 @@
 #include <climits>
 
 #include "job.cuh"
-#include "ptx/bulk.cuh"
 #include "ptx/cp_async.cuh"
-#include "ptx/mbarrier.cuh"
 
 namespace msgl {
 
@@ -31,72 +29,21 @@ struct PrefillShape {
     static constexpr bool kKeepQ = kHeadDim <= 64;
 };
 
-// `fa`: every thread copies 16-byte pieces of rows with cp.async. Pages of any size.
+// Starts copying K or V of kCols positions: every thread copies 16-byte pieces of rows.
 template <typename T, int kHeadDim>
-struct RowLoader {
+__device__ __forceinline__ void copy_rows(uint32_t dst, const void* kv, const uint32_t* slots, uint32_t head,
+                                          uint32_t num_kv_heads) {
     using Shape = PrefillShape<kHeadDim>;
-
-    __device__ void init() {}
-
-    // Starts copying K or V of kCols positions.
-    __device__ void copy(int, uint32_t dst, const void* kv, const uint32_t* slots, uint32_t head,
-                         uint32_t num_kv_heads) {
-        static_assert(Shape::kCols * Shape::kChunks % Shape::kThreads == 0, "every thread copies as much");
+    static_assert(Shape::kCols * Shape::kChunks % Shape::kThreads == 0, "every thread copies as much");
 #pragma unroll
-        for (int i = 0; i < Shape::kCols * Shape::kChunks / Shape::kThreads; ++i) {
-            const uint32_t idx = i * Shape::kThreads + threadIdx.x;
-            const uint32_t row = idx / Shape::kChunks, chunk = idx % Shape::kChunks;
-            const T* src =
-                static_cast<const T*>(kv) + (size_t{slots[row]} * num_kv_heads + head) * kHeadDim + chunk * 8;
-            cp_async_16(dst + (row * Shape::kStride + chunk * 8) * 2, src, true);
-        }
-        cp_async_commit();
+    for (int i = 0; i < Shape::kCols * Shape::kChunks / Shape::kThreads; ++i) {
+        const uint32_t idx = i * Shape::kThreads + threadIdx.x;
+        const uint32_t row = idx / Shape::kChunks, chunk = idx % Shape::kChunks;
+        const T* src = static_cast<const T*>(kv) + (size_t{slots[row]} * num_kv_heads + head) * kHeadDim + chunk * 8;
+        cp_async_16(dst + (row * Shape::kStride + chunk * 8) * 2, src, true);
     }
-
-    // Waits for every copy that this thread has started.
-    __device__ void wait(int) { cp_async_wait<0>(); }
-};
-
-// `trtllm`: one warp hands the rows of a page to the copy engine, which leaves the others nothing to do (sm_90).
-template <typename T, int kHeadDim>
-struct PageLoader {
-    using Shape = PrefillShape<kHeadDim>;
-
-    uint32_t barriers;
-    uint32_t parities = 0;
-
-    __device__ void init() {
-#if __CUDA_ARCH__ >= 900
-        __shared__ uint64_t words[2];
-        barriers = shared_address(words);
-        if (threadIdx.x < 2) mbarrier_init(barriers + threadIdx.x * 8, 1);
-        mbarrier_init_fence();
-#endif
-    }
-
-    __device__ void copy(int which, uint32_t dst, const void* kv, const uint32_t* slots, uint32_t head,
-                         uint32_t num_kv_heads) {
-#if __CUDA_ARCH__ >= 900
-        if (threadIdx.x >= 32) return;
-        const uint32_t barrier = barriers + which * 8;
-        if (threadIdx.x == 0) mbarrier_arrive_expect(barrier, Shape::kCols * kHeadDim * 2);
-        __syncwarp();
-#pragma unroll
-        for (uint32_t row = threadIdx.x; row < Shape::kCols; row += 32) {
-            const T* src = static_cast<const T*>(kv) + (size_t{slots[row]} * num_kv_heads + head) * kHeadDim;
-            bulk_copy(dst + row * Shape::kStride * 2, src, kHeadDim * 2, barrier, kEvictLast);
-        }
-#endif
-    }
-
-    __device__ void wait(int which) {
-#if __CUDA_ARCH__ >= 900
-        cp_async_wait<0>();
-        mbarrier_wait(barriers + which * 8, parities >> which & 1);
-        parities ^= 1 << which;
-#endif
-    }
-};
+    cp_async_commit();
+}
 
 // The slot of a position of the sequence. Positions from `end` on are masked, but 0 * NaN is NaN: in their place the
 // last one is read.
@@ -108,7 +55,7 @@ __device__ __forceinline__ uint32_t slot_of(const msgl_attention_params& params,
     return limit_slot(params, (page << page_shift) | (position & (params.page_size - 1)));
 }
 
-template <typename T, int kHeadDim, template <typename, int> class Loader>
+template <typename T, int kHeadDim>
 __global__ void __launch_bounds__(PrefillShape<kHeadDim>::kThreads, PrefillShape<kHeadDim>::kCtasPerSm)
     prefill_kernel(const __grid_constant__ msgl_attention_params params) {
     using Shape = PrefillShape<kHeadDim>;
@@ -150,10 +97,8 @@ __global__ void __launch_bounds__(PrefillShape<kHeadDim>::kThreads, PrefillShape
         cp_async_16(q_tile + (row * kStride + chunk * 8) * 2, src, is_row);
     }
     cp_async_commit();
-    Loader<T, kHeadDim> loader;
-    loader.init();
     __syncthreads();
-    loader.copy(0, k_tile, params.k, slots[0], head, sizes.num_kv_heads);
+    copy_rows<T, kHeadDim>(k_tile, params.k, slots[0], head, sizes.num_kv_heads);
 
     // Rows g and g + 8 of each of the warp's row tiles: index 2 * m + h.
     const uint32_t warp_row = warp * 16 * kRowTiles;
@@ -179,9 +124,9 @@ __global__ void __launch_bounds__(PrefillShape<kHeadDim>::kThreads, PrefillShape
     uint32_t buffer = 0;
     for (uint32_t base = begin; base < end; base += Shape::kCols, buffer ^= 1) {
         // K is there, and every warp is done with the last V.
-        loader.wait(0);
+        cp_async_wait<0>();
         __syncthreads();
-        loader.copy(1, v_tile, params.v, slots[buffer], head, sizes.num_kv_heads);
+        copy_rows<T, kHeadDim>(v_tile, params.v, slots[buffer], head, sizes.num_kv_heads);
         const uint32_t next_base = base + Shape::kCols;
         uint32_t next_slot = 0;
         if (threadIdx.x < Shape::kCols) {
@@ -220,10 +165,10 @@ __global__ void __launch_bounds__(PrefillShape<kHeadDim>::kThreads, PrefillShape
         if (threadIdx.x < Shape::kCols) slots[buffer ^ 1][threadIdx.x] = next_slot;
 
         // V is there, every warp is done with K, and the next slots are written.
-        loader.wait(1);
+        cp_async_wait<0>();
         __syncthreads();
         if (next_base < end) {
-            loader.copy(0, k_tile, params.k, slots[buffer ^ 1], head, sizes.num_kv_heads);
+            copy_rows<T, kHeadDim>(k_tile, params.k, slots[buffer ^ 1], head, sizes.num_kv_heads);
         }
 
         const bool is_masked = next_base > first_position + 1 || base < first_visible(last_position, sizes.window);
@@ -321,11 +266,11 @@ __global__ void __launch_bounds__(PrefillShape<kHeadDim>::kThreads, PrefillShape
     }
 }
 
-template <typename T, int kHeadDim, template <typename, int> class Loader>
+template <typename T, int kHeadDim>
 int launch_prefill(const msgl_attention_params& params, cudaStream_t stream) {
     using Shape = PrefillShape<kHeadDim>;
     if (params.num_tiles == 0) return cudaSuccess;
-    const auto kernel = prefill_kernel<T, kHeadDim, Loader>;
+    const auto kernel = prefill_kernel<T, kHeadDim>;
     const cudaError_t status =
         cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, Shape::kSharedBytes);
     if (status != cudaSuccess) return status;
@@ -333,13 +278,13 @@ int launch_prefill(const msgl_attention_params& params, cudaStream_t stream) {
     return cudaGetLastError();
 }
 
-template <typename T, template <typename, int> class Loader>
+template <typename T>
 int launch_prefill_dtype(const msgl_attention_params& params, cudaStream_t stream) {
     switch (params.sizes.head_dim) {
-        case 64: return launch_prefill<T, 64, Loader>(params, stream);
-        case 96: return launch_prefill<T, 96, Loader>(params, stream);
-        case 128: return launch_prefill<T, 128, Loader>(params, stream);
-        case 256: return launch_prefill<T, 256, Loader>(params, stream);
+        case 64: return launch_prefill<T, 64>(params, stream);
+        case 96: return launch_prefill<T, 96>(params, stream);
+        case 128: return launch_prefill<T, 128>(params, stream);
+        case 256: return launch_prefill<T, 256>(params, stream);
         default: return MSGL_ERROR_UNSUPPORTED;
     }
 }

@@ -1,8 +1,8 @@
-// f16 instances of the `fa` prefill kernel (prefill.cuh); a file for each dtype so that they compile side by side.
+// f16 instances of the mma.sync prefill kernel (prefill.cuh); a file for each dtype so that they compile side by side.
 #include "prefill.cuh"
 
 namespace msgl {
 int prefill_f16(const msgl_attention_params& params, cudaStream_t stream) {
-    return launch_prefill_dtype<__half, RowLoader>(params, stream);
+    return launch_prefill_dtype<__half>(params, stream);
 }
 }  // namespace msgl

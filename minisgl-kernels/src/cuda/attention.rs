@@ -27,6 +27,8 @@ pub struct AttnPlan {
     spec: AttnSpec,
     /// None where only the plain kernel, which needs no plan, has the head size.
     families: Option<Families>,
+    /// What runs prefill for the families.
+    prefill: msgl_attention_kernel,
     sizes: msgl_attention_sizes,
     /// `msgl_attention_plan_bytes(sizes)` bytes.
     buf: DeviceBuf,
@@ -67,14 +69,18 @@ pub(crate) fn new_plan(cuda: &Cuda, spec: &AttnSpec, max_tokens: usize, max_seqs
     let (sm, head_dim) = (cuda.device.sm, spec.head_dim as u32);
     // Both 16-bit dtypes have the same instances; f32 always goes to the plain kernel.
     let dtype = msgl_dtype::MSGL_BF16;
-    // SAFETY: a pure function of its arguments.
-    let tile_rows = |kernel| unsafe { msgl_attention_tile_rows(abi(kernel), dtype, head_dim, sm) };
-    let has_mma = tile_rows(AttnKernel::Fa) != 0;
+    // SAFETY: any arguments will do; what it asks the runtime is about the current device, which is this one.
+    let tile_rows = |kernel| unsafe { msgl_attention_tile_rows(kernel, dtype, head_dim, sm) };
+    let has_mma = tile_rows(msgl_attention_kernel::MSGL_ATTENTION_FA) != 0;
     let offer = Offer { has_mma, sm, head_dim: spec.head_dim, page_size: spec.page_size };
     let families = tuning::choose(cuda.options.prefill, cuda.options.decode, &offer)?;
     // Where a family takes everything, the other half of the plan is never used but has to have some shape.
     let of_prefill = families.map_or(AttnKernel::Fa, |f| f.prefill);
-    let prefill = if of_prefill == AttnKernel::Fi { AttnKernel::Fa } else { of_prefill };
+    let prefill = abi(if of_prefill == AttnKernel::Fi { AttnKernel::Fa } else { of_prefill });
+    let (prefill, tile_rows) = match tile_rows(msgl_attention_kernel::MSGL_ATTENTION_WGMMA) {
+        0 => (prefill, tile_rows(prefill).max(1)),
+        rows => (msgl_attention_kernel::MSGL_ATTENTION_WGMMA, rows),
+    };
     let of_decode = families.map_or(AttnKernel::Fi, |f| f.decode);
     let decode = if of_decode == AttnKernel::Fa { AttnKernel::Fi } else { of_decode };
     let num_kv_heads = spec.num_kv_heads as u32;
@@ -85,7 +91,6 @@ pub(crate) fn new_plan(cuda: &Cuda, spec: &AttnSpec, max_tokens: usize, max_seqs
             msgl_attention_heads_per_job(abi(decode), head_dim, num_kv_heads),
         )
     };
-    let tile_rows = tile_rows(prefill).max(1);
     let group = spec.num_heads / spec.num_kv_heads;
     let max_tiles = tuning::num_tiles(max_tokens, max_seqs, group, tile_rows as usize, 0);
     let sizes = msgl_attention_sizes {
@@ -103,7 +108,7 @@ pub(crate) fn new_plan(cuda: &Cuda, spec: &AttnSpec, max_tokens: usize, max_seqs
     // SAFETY: reads `sizes` and returns a number.
     let size_bytes = unsafe { msgl_attention_plan_bytes(&sizes) };
     let buf = DeviceBuf::zeroed(&cuda.device, &cuda.stream, "attention plan", size_bytes)?;
-    Ok(AttnPlan { spec: *spec, families, sizes, buf })
+    Ok(AttnPlan { spec: *spec, families, prefill, sizes, buf })
 }
 
 impl AttnPlan {
@@ -217,7 +222,7 @@ pub(crate) fn attention(
     let sizes = plan.sizes_for(&families, inputs)?;
     let num_tiles = plan.num_tiles(inputs, sizes.decode_rows) as u32;
     if num_tiles != 0 {
-        let params = params(sizes, num_tiles, abi(families.prefill));
+        let params = params(sizes, num_tiles, plan.prefill);
         // SAFETY: as above, and the plan was made with the same sizes.
         unsafe { cuda.launch(OP, &params, msgl_attention_prefill)? };
     }

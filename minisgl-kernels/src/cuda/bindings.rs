@@ -873,6 +873,7 @@ impl msgl_attention_kernel {
     pub const MSGL_ATTENTION_FI: msgl_attention_kernel = msgl_attention_kernel(1);
     pub const MSGL_ATTENTION_TRTLLM: msgl_attention_kernel = msgl_attention_kernel(2);
     pub const MSGL_ATTENTION_PLAIN: msgl_attention_kernel = msgl_attention_kernel(3);
+    pub const MSGL_ATTENTION_WGMMA: msgl_attention_kernel = msgl_attention_kernel(4);
 }
 #[repr(transparent)]
 #[derive(Debug, Copy, Clone, Hash, PartialEq, Eq)]

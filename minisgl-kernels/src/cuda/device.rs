@@ -106,7 +106,19 @@ impl Device {
 
     /// Turns a driver error into a typed one.
     pub(crate) fn check<T>(&self, op: &'static str, result: Result<T, DriverError>) -> Result<T> {
-        result.map_err(|e| self.error(op, describe(e)))
+        result.map_err(|e| match e.0 {
+            sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY => self.error(op, self.describe_shortage(e)),
+            _ => self.error(op, describe(e)),
+        })
+    }
+
+    /// For a call that does not say how many bytes it wanted.
+    fn describe_shortage(&self, e: DriverError) -> String {
+        let free = result::mem_get_info().map_or_else(
+            |_| String::new(),
+            |(free, total)| format!("; {} of {} MiB are free", free >> 20, total >> 20),
+        );
+        format!("{}{free}; lower memory_ratio, max_running_req or max_extend_tokens", describe(e))
     }
 
     /// Turns the status of a launcher into a typed error.
@@ -161,16 +173,23 @@ pub(crate) fn num_devices() -> Result<usize, String> {
     // SAFETY: the driver is initialised and `version` outlives the call.
     let status = unsafe { sys::cuDriverGetVersion(&mut version) };
     status.result().map_err(|e| format!("cuDriverGetVersion failed: {}", describe(e)))?;
-    if version < MIN_DRIVER {
-        return Err(format!(
-            "the NVIDIA driver is too old: it runs CUDA {}.{}, this program needs 13.0 (driver 580 or later)",
-            version / 1000,
-            version % 1000 / 10
-        ));
-    }
+    check_driver(version)?;
     let count =
         result::device::get_count().map_err(|e| format!("cuDeviceGetCount failed: {}", describe(e)))?;
     Ok(count.max(0) as usize)
+}
+
+/// Fails for a driver that runs no CUDA of this program's: `version` as `cuDriverGetVersion` counts, 13000 for 13.0.
+fn check_driver(version: i32) -> Result<(), String> {
+    if version >= MIN_DRIVER {
+        return Ok(());
+    }
+    Err(format!(
+        "the NVIDIA driver is too old: it runs CUDA {}.{}, this program needs 13.0 (driver 580 or later); install a \
+         newer one, or use the device 'cpu'",
+        version / 1000,
+        version % 1000 / 10
+    ))
 }
 
 /// Name and text of a driver error.
@@ -306,5 +325,23 @@ impl Binding {
             self.thread.set(Some(current));
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_driver_that_is_too_old() {
+        for (version, name) in [(12090, "12.9"), (12080, "12.8"), (11040, "11.4"), (0, "0.0")] {
+            let error = check_driver(version).expect_err(name);
+            for part in [name, "needs 13.0", "driver 580", "'cpu'"] {
+                assert!(error.contains(part), "'{part}' is not in: {error}");
+            }
+        }
+        for version in [13000, 13010, 14000] {
+            assert_eq!(check_driver(version), Ok(()));
+        }
     }
 }

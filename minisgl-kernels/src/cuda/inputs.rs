@@ -45,12 +45,15 @@ struct Staging {
 
 impl Staging {
     fn new(cuda: &Cuda, size_bytes: usize) -> Result<Self> {
-        Ok(Self {
+        let staging = Self {
             pinned: PinnedBuf::new(&cuda.device, size_bytes)?,
             device: DeviceBuf::zeroed(&cuda.device, &cuda.stream, "step staging", size_bytes)?,
             uploaded: Event::new(&cuda.device, false)?,
             consumed: Event::new(&cuda.device, false)?,
-        })
+        };
+        // The zeros come on another stream than the first upload, which they must not overtake.
+        staging.consumed.record(&cuda.stream)?;
+        Ok(staging)
     }
 }
 

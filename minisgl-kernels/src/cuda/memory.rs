@@ -8,7 +8,7 @@ use std::sync::Arc;
 use cudarc::driver::result;
 use cudarc::driver::sys::{CUdeviceptr, CUresult};
 
-use super::device::{Device, Stream};
+use super::device::{self, Device, Stream};
 use crate::{KernelError, Result};
 
 /// Memory of a GPU, freed on drop.
@@ -104,7 +104,10 @@ impl PinnedBuf {
         let size_bytes = size_bytes.max(16);
         // SAFETY: the memory is zeroed below before anything can read it. Flags 0: cached, and mapped through
         // unified addressing.
-        let ptr = device.check("cuMemHostAlloc", unsafe { result::malloc_host(size_bytes, 0) })?;
+        let ptr = unsafe { result::malloc_host(size_bytes, 0) }.map_err(|e| {
+            let what = format!("{size_bytes} bytes of page-locked host memory: {}", device::describe(e));
+            device.error("cuMemHostAlloc", what)
+        })?;
         let ptr = NonNull::new(ptr.cast::<u8>())
             .ok_or_else(|| device.error("cuMemHostAlloc", "returned a null pointer".into()))?;
         // SAFETY: just allocated with `size_bytes` bytes.

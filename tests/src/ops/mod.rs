@@ -46,6 +46,8 @@ pub struct CheckConfig {
     /// Whether a row's result is the same bits whatever the other rows, the number of rows, the chunking of a
     /// prompt and the page size are. Where this is false such runs are compared with the oracle instead.
     pub batch_invariant: bool,
+    /// Whether sums of 16-bit products are cut off where a CPU would round them, as tensor cores do.
+    pub truncates_sums: bool,
     /// Whether to look for a smaller case once one has failed.
     pub shrink: bool,
     /// Which attention kernels the backend was opened with, for prefill and for decode: `trtllm` gets only cases that
@@ -72,6 +74,7 @@ impl CheckConfig {
             cases: number("MINISGL_TEST_CASES").map_or(cases, |n| n as u32),
             seed: number("MINISGL_TEST_SEED").unwrap_or_else(fresh),
             batch_invariant: true,
+            truncates_sums: false,
             shrink: true,
             attention: [AttnKernel::Auto; 2],
         }

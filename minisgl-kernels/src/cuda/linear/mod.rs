@@ -190,7 +190,10 @@ unsafe fn run(cuda: &mut Cuda, shape: Shape, trial_out: *mut c_void, operands: O
     let plan = &blas.plans[&shape];
     // SAFETY: the caller's promise.
     let status = unsafe { plan.enqueue(blas, shape, operands, &cuda.stream) };
-    status.map_err(|e| cuda.device.error(OP, format!("{e} for {shape:?}")))
+    status.map_err(|e| {
+        let when = if cuda.is_capturing { " while a graph was captured" } else { "" };
+        cuda.device.error(OP, format!("{e} for {shape:?}{when}"))
+    })
 }
 
 impl Plan {

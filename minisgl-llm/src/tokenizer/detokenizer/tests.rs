@@ -151,3 +151,24 @@ fn tokens_that_are_invalid_for_ever_hold_back_nothing_but_themselves() {
         assert_eq!(text.chars().count(), num);
     }
 }
+
+/// Tokens that decode to nothing are not decoded again with every token that follows.
+///
+/// Break: `self.ids.pop()` in `Window::push`.
+#[test]
+fn fault_07_tokens_without_text_cost_the_same() {
+    let num_tokens = 10_000;
+    let mut window = Window::default();
+    let mut text = String::new();
+    let num_decoded = std::cell::Cell::new(0);
+    for id in 0..num_tokens {
+        window.push(id, &mut text, |ids| {
+            num_decoded.set(num_decoded.get() + ids.len());
+            String::new()
+        });
+    }
+    assert_eq!(text, "");
+    // The window with the new token, and the window without it.
+    let limit = 2 * (MAX_HELD + 1) * num_tokens as usize;
+    assert!(num_decoded.get() <= limit, "{} ids decoded for {num_tokens} tokens", num_decoded.get());
+}

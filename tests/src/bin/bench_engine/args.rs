@@ -12,6 +12,9 @@ pub(crate) struct Args {
     /// Model shapes: directories with a config.json. By default those that suit the device.
     #[arg(long, value_delimiter = ',')]
     pub(crate) models: Option<Vec<PathBuf>>,
+    /// Load the weights of the directories in place of random ones: for the speed of loading.
+    #[arg(long)]
+    pub(crate) load_weights: bool,
     /// auto, cpu, cuda or cuda:N.
     #[arg(long, default_value = "auto")]
     pub(crate) device: Device,

@@ -4,10 +4,11 @@ use std::path::Path;
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
-use minisgl_engine::config::EngineConfig;
+use minisgl_engine::config::{Device, EngineConfig};
 use minisgl_engine::model::ModelSpec;
 use minisgl_engine::request::{Request, RequestParams};
 use minisgl_engine::{DType, Engine, Stats, Submission};
+use minisgl_kernels::Memory;
 use minisgl_tests::harness::{ChannelSink, collect};
 use minisgl_tests::models::random_tokens;
 use minisgl_tests::report::{Limits, Row, Work};
@@ -20,6 +21,7 @@ pub(crate) struct Bench {
     name: String,
     spec: ModelSpec,
     engine: Engine,
+    device: Device,
     /// From nothing to the first token of a short prompt.
     first_token: Duration,
     repeats: usize,
@@ -60,7 +62,7 @@ impl Bench {
         let config = EngineConfig {
             device: args.device,
             attention_backend: args.attention_backend,
-            use_dummy_weight: true,
+            use_dummy_weight: !args.load_weights,
             max_seq_len_override: Some(spec.max_position.min(8192)),
             ..EngineConfig::new(dir)
         };
@@ -70,6 +72,7 @@ impl Bench {
             name,
             spec,
             engine,
+            device: args.device,
             first_token: Duration::ZERO,
             repeats: args.repeats.max(1),
             next_stream: 0,
@@ -138,13 +141,28 @@ impl Bench {
         };
         let gib = |bytes: usize| bytes as f64 / f64::from(1 << 30);
         let kv = info.num_pages * info.page_size * info.kv_bytes_per_token;
-        let ready = format!("ready after {:.2} s", info.load_time.as_secs_f64());
+        let (ready, weights) = (info.load_time.as_secs_f64(), info.weights_time.as_secs_f64());
+        let ready = format!("ready after {ready:.2} s, of which weights {weights:.2} s");
         let pages = format!("{} pages of {}", info.num_pages, info.page_size);
-        vec![
+        let mut rows = vec![
             row("start to first token", self.first_token.as_secs_f64(), "s", ready),
-            row("weights", gib(info.weight_bytes), "GiB", String::new()),
+            row(
+                "weights",
+                gib(info.weight_bytes),
+                "GiB",
+                format!("{:.1} GB/s", info.weight_bytes as f64 / weights / 1e9),
+            ),
             row("KV", gib(kv), "GiB", pages),
-        ]
+        ];
+        if let Some(memory) = device_memory(self.device) {
+            let used = memory.total_bytes - memory.free_bytes;
+            let allowed = 0.9 * memory.total_bytes as f64;
+            rows.push(Row {
+                share: Some((used as f64 / allowed, "memory_ratio 0.9")),
+                ..row("memory in use", gib(used), "GiB", format!("of {:.2} GiB", gib(memory.total_bytes)))
+            });
+        }
+        rows
     }
 
     /// A decode step, and what the host does in it.
@@ -266,6 +284,20 @@ impl Bench {
             share: Some((bytes / seconds / limits.bytes_per_s, limits.bytes_name)),
             work: None,
         })
+    }
+}
+
+/// What a GPU holds, this question's own workspace included.
+fn device_memory(device: Device) -> Option<Memory> {
+    match device {
+        #[cfg(feature = "cuda")]
+        Device::Auto | Device::Cuda(_) if minisgl_kernels::cuda::num_devices() > 0 => {
+            use minisgl_kernels::Backend;
+            use minisgl_kernels::cuda::{Cuda, CudaOptions};
+            let ordinal = if let Device::Cuda(ordinal) = device { ordinal } else { 0 };
+            Cuda::open(CudaOptions { ordinal, ..CudaOptions::default() }).ok().map(|cuda| cuda.memory())
+        }
+        _ => None,
     }
 }
 

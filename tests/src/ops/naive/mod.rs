@@ -120,6 +120,9 @@ impl Backend for Naive {
             }
         }
         put(dst, if self.has(Fault::LoadFirstRow) { 0 } else { first_row }, &values);
+        if !values.is_empty() {
+            self.count_result(&mut dst.buf[first_row * dst.cols * dst.dtype.size_bytes()..]);
+        }
         Ok(())
     }
 
@@ -128,7 +131,7 @@ impl Backend for Naive {
         let reach = 12f64.sqrt() * f64::from(std);
         let values: Vec<f64> =
             (0..dst.rows * dst.cols).map(|_| f64::from(mean) + reach * (rng.unit() - 0.5)).collect();
-        put(dst, 0, &values);
+        self.put_result(dst, &values);
         Ok(())
     }
 

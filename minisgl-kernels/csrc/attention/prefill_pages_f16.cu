@@ -1,8 +1,0 @@
-// f16 instances of the `trtllm` prefill kernel (prefill.cuh).
-#include "prefill.cuh"
-
-namespace msgl {
-int prefill_pages_f16(const msgl_attention_params& params, cudaStream_t stream) {
-    return launch_prefill_dtype<__half, PageLoader>(params, stream);
-}
-}  // namespace msgl

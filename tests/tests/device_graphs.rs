@@ -1,0 +1,122 @@
+//! Decode steps replayed from CUDA graphs, against the oracle: graphs for every batch, for odd sizes, for small batches
+//! only, and none.
+#![cfg(feature = "cuda")]
+
+use minisgl_engine::config::{Device, EngineConfig};
+use minisgl_engine::request::Request;
+use minisgl_engine::{DType, Engine};
+use minisgl_kernels::cuda::num_devices;
+use minisgl_reference::{Decoder, Precision};
+use minisgl_tests::harness::{Generated, greedy, run};
+use minisgl_tests::models::{ModelKind, TestModel, random_tokens};
+
+const MAX_TOKENS: usize = 16;
+
+fn seed() -> u64 {
+    let seed = std::env::var("MINISGL_TEST_SEED").ok().and_then(|seed| seed.parse().ok());
+    let seed = seed.unwrap_or_else(|| {
+        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+        now.map_or(0, |now| now.as_nanos() as u64)
+    });
+    println!("MINISGL_TEST_SEED={seed}");
+    seed
+}
+
+/// Twelve prompts that end after different numbers of tokens, so that the batch shrinks through all sizes.
+fn requests(seed: u64, vocab: usize) -> Vec<Request> {
+    let prompt = |i: usize| random_tokens(seed, i as u32, 1 + 9 * i, vocab);
+    (0..12).map(|i| greedy(&prompt(i), MAX_TOKENS - i)).collect()
+}
+
+/// How far below the largest logit of f64 a token's may be: two logits move, each by twice what a naive decoder in the
+/// dtype is off at worst.
+fn slack(model: &TestModel, dtype: DType, requests: &[Request], outputs: &[Generated]) -> f64 {
+    let precision = match dtype {
+        DType::F32 => Precision::F32,
+        DType::F16 => Precision::F16,
+        DType::BF16 => Precision::Bf16,
+    };
+    let naive = Decoder { precision, ..model.oracle.clone() };
+    let mut error: f64 = 0.0;
+    for (request, output) in requests.iter().zip(outputs) {
+        let tokens = [&request.token_ids[..], &output.tokens].concat();
+        let (exact, rounded) = (model.oracle.logits(&tokens), naive.logits(&tokens));
+        let distances = exact.iter().flatten().zip(rounded.iter().flatten()).map(|(a, b)| (a - b).abs());
+        error = distances.fold(error, f64::max);
+    }
+    4.0 * error
+}
+
+fn check(kind: ModelKind, dtype: DType, head_dim: usize) {
+    if num_devices() == 0 {
+        println!("skipped: no GPU");
+        return;
+    }
+    let seed = seed();
+    let model = TestModel::with_head_dim(kind, head_dim, dtype, seed);
+    let requests = requests(seed, model.oracle.spec.vocab);
+    let config = |cuda_graph_bs: Option<Vec<usize>>, cuda_graph_max_bs| EngineConfig {
+        dtype: Some(dtype),
+        device: Device::Cuda(0),
+        num_page_override: Some(512),
+        max_running_req: 12,
+        cuda_graph_bs,
+        cuda_graph_max_bs,
+        ..EngineConfig::new(model.dir())
+    };
+    let generate = |config| run(&Engine::start(config, None).expect("a good model"), &requests);
+    let eager = generate(config(Some(Vec::new()), None));
+    let slack = slack(&model, dtype, &requests, &eager);
+    let variants = [
+        ("none", eager),
+        ("all", generate(config(None, None))),
+        ("3 and 7", generate(config(Some(vec![3, 7]), None))),
+        ("up to 5", generate(config(None, Some(5)))),
+        ("12 alone", generate(config(Some(vec![12]), None))),
+    ];
+    for (name, outputs) in &variants {
+        for (request, output) in requests.iter().zip(outputs) {
+            assert_eq!(output.tokens.len(), request.params.max_tokens);
+            let gaps = model.oracle.greedy_gaps(&request.token_ids, &output.tokens);
+            let len = request.token_ids.len();
+            assert!(
+                gaps.iter().all(|&gap| gap <= slack),
+                "{kind:?} {dtype}, graphs: {name}, prompt of {len}: {gaps:?} below the best, slack {slack}"
+            );
+        }
+    }
+}
+
+/// A batch that is smaller than its graph is padded to the graph's shape.
+///
+/// Without `pad_decode(&mut batch.inputs, size)` in `Runner::launch` the inputs are laid out for another number of
+/// sequences than the graph reads.
+#[test]
+fn fault_13_inputs_have_the_shape_of_the_graph() {
+    check(ModelKind::Llama, DType::F32, 64);
+}
+
+#[test]
+fn llama_bf16() {
+    check(ModelKind::Llama, DType::BF16, 64);
+}
+
+#[test]
+fn mistral_f16() {
+    check(ModelKind::Mistral, DType::F16, 96);
+}
+
+#[test]
+fn qwen2_bf16() {
+    check(ModelKind::Qwen2, DType::BF16, 128);
+}
+
+#[test]
+fn qwen3_bf16() {
+    check(ModelKind::Qwen3, DType::BF16, 128);
+}
+
+#[test]
+fn qwen3_f16_plain_kernels() {
+    check(ModelKind::Qwen3, DType::F16, 24);
+}
