@@ -5,16 +5,19 @@
 // makes the draw independent of the batch. Parameters are read from the device, so a captured graph serves any
 // mixture of them.
 //
-//   scan    one block a chunk of a row: best score of the chunk; where asked for, the softmax denominators
-//   finish  one block a row: merges the chunks; where top_k, top_p or min_p restrict the draw, finds the
-//           threshold (sample/filter.cuh) and draws again above it; stores the token where the next step reads
-//           it, counts it for the penalties, reports log probabilities (sample/top_logprobs.cuh)
+//   scan    one block a chunk of a row: best score of the chunk, or where the draw is restricted its largest logit;
+//           where asked for, the denominator of the log probabilities
+//   finish  one block a row: merges the chunks; where top_k, top_p or min_p restrict the draw, finds a band of
+//           logits around their threshold (sample/histogram.cuh, top_k_bound), draws from what is above it
+//           (sample/candidates.cuh), finds the threshold (sample/filter.cuh) and draws from the rest; stores the
+//           token where the next step reads it, counts it for the penalties, reports log probabilities
+//           (sample/top_logprobs.cuh)
 //
 // Bound by bandwidth for greedy rows (two bytes a token), by the noise (ten rounds of Philox for four tokens, two
 // logarithms each) for the others: a token that cannot win even with the largest noise is passed over. The two
 // launches exist because one row alone must be spread over many SMs.
-#include "sample/candidates.cuh"
 #include "sample/filter.cuh"
+#include "sample/histogram.cuh"
 #include "sample/row.cuh"
 #include "sample/top_logprobs.cuh"
 
@@ -22,7 +25,8 @@ namespace msgl {
 namespace {
 
 constexpr uint32_t kScanThreads = 256;
-constexpr uint32_t kFinishThreads = 1024;
+constexpr int kScanBlocks = 5;  // of an SM
+constexpr int kScanAhead = 1;   // groups of a thread that are on their way at once
 constexpr uint32_t kMaxChunks = 64;
 
 // Tokens of a chunk: four groups a thread, more where the vocabulary would need too many chunks.
@@ -33,37 +37,54 @@ uint32_t chunk_tokens(uint32_t vocab) {
 }
 
 template <typename T>
-__global__ void __launch_bounds__(kScanThreads) scan_kernel(msgl_sample_params p, uint32_t chunk) {
+__global__ void __launch_bounds__(kScanThreads, kScanBlocks) scan_kernel(msgl_sample_params p, uint32_t chunk) {
   __shared__ Partial shared[kScanThreads / kWarpSize];
   const uint32_t sample = blockIdx.y;
   const msgl_sample_spec spec = p.samples[sample];
   if (spec.seq_row >= p.max_rows) return;
   const Row<T> row(p, spec, sample);
-  const bool greedy = is_greedy(spec), filtered = is_filtered(spec, p.vocab);
-  const bool wants_logprobs = spec.num_logprobs >= 0;
+  const Kind kind(spec, p.vocab);
+  const bool filtered = kind.is_filtered(), wants_logprobs = spec.num_logprobs >= 0;
+
+  const bool by_logit = kind.is_greedy || kind.is_filtered();
 
   Partial mine = Partial::none();
+  typename Row<T>::Group winner;
+  uint32_t winner_first = 0;
+  float winner_top = -INFINITY;
   const uint32_t begin = blockIdx.x * chunk;
   const uint32_t end = begin + chunk < p.vocab ? begin + chunk : p.vocab;
-#pragma unroll 1
-  for (uint32_t base = begin; base < end; base += kScanThreads * kGroup) {
-    const uint32_t first = base + threadIdx.x * kGroup;
+  each_group<kScanAhead>(row, begin, end, [&](uint32_t first, const auto &group) {
     float x[kGroup];
     if (wants_logprobs) {
-      row.load_raw(first, end, x);
+      row.raw_values(group, x);
       mine.raw.take(x, 1.f);
     }
-    row.load(first, end, x);
-    if (filtered) {
-      mine.tempered.take(x, row.inv_temperature);
-    } else if (greedy) {
+    if (by_logit && row.counts == nullptr) {
+      // Only the group is found here, and the token in it at the end; of equal ones the first counts.
+      const float top = row.template raw_top<0, kGroup>(group);
+      if (top > winner_top) {
+        winner_top = top;
+        winner = group;
+        winner_first = first;
+      }
+      return;
+    }
+    row.values(group, x);
+    if (by_logit) {
 #pragma unroll
       for (uint32_t e = 0; e < kGroup; e++) mine.best.take(x[e], x[e] == -INFINITY ? ~0u : first + e);
     } else {
       take_noisy(mine.best, x, first, row.inv_temperature, spec);
     }
+  });
+  if (winner_top != -INFINITY) {
+    float x[kGroup];
+    row.raw_values(winner, x);
+#pragma unroll
+    for (uint32_t e = 0; e < kGroup; e++) mine.best.take(x[e], winner_first + e);
   }
-  const Partial all = block_merge(mine, row.inv_temperature, filtered, wants_logprobs, shared);
+  const Partial all = block_merge(mine, wants_logprobs, shared);
   if (threadIdx.x == 0) {
     static_cast<Partial *>(p.scratch)[static_cast<uint64_t>(sample) * kMaxChunks + blockIdx.x] = all;
   }
@@ -72,54 +93,69 @@ __global__ void __launch_bounds__(kScanThreads) scan_kernel(msgl_sample_params p
 template <typename T>
 __global__ void __launch_bounds__(kFinishThreads) finish_kernel(msgl_sample_params p, uint32_t num_chunks) {
   __shared__ union {
+    Histogram histogram;
+    CandidateList list;
+  } large;
+  __shared__ union {
     Partial partials[kFinishThreads / kWarpSize];
+    SplitShared split;
     FilterShared filter;
     uint64_t ranks[kWarpSize];
   } shared;
   __shared__ Partial whole;
-  __shared__ CandidateShared candidates;
   const uint32_t sample = blockIdx.x;
   const msgl_sample_spec spec = p.samples[sample];
   if (spec.seq_row >= p.max_rows) return;
   const Row<T> row(p, spec, sample);
 
-  const bool filtered = is_filtered(spec, p.vocab), wants_logprobs = spec.num_logprobs >= 0;
+  const Kind kind(spec, p.vocab);
+  const bool wants_logprobs = spec.num_logprobs >= 0;
   const Partial *chunks = static_cast<const Partial *>(p.scratch) + static_cast<uint64_t>(sample) * kMaxChunks;
   const Partial chunk = threadIdx.x < num_chunks ? chunks[threadIdx.x] : Partial::none();
-  Partial all = block_merge(chunk, row.inv_temperature, filtered, wants_logprobs, shared.partials);
+  Partial all = block_merge(chunk, wants_logprobs, shared.partials);
   if (threadIdx.x == 0) whole = all;
   __syncthreads();
   all = whole;
 
-  if (filtered && all.tempered.max != -INFINITY) {
-    const int shift = row.counts != nullptr ? 0 : kUnusedBits<T>;
-    const uint32_t bound = lower_bound(row, spec, all.tempered);
-    const uint32_t count = collect(row, bound, candidates);
+  if (kind.is_filtered() && all.best.score != -INFINITY) {
+    SoftmaxSum tempered = {all.best.score, 0.f};
+    float least = -FLT_MAX;  // of min-p
+    if (kind.has_min_p) least = fminf(tempered.max + logf(spec.min_p) / row.inv_temperature, tempered.max);
+    Band band = Band::from(least);
+    if (kind.has_top_k) {
+      band = Band::from(top_k_bound(row, spec.top_k));
+    } else if (kind.has_top_p) {
+      band = top_p_band(row, spec.top_p, tempered, large.histogram);
+    }
     Partial mine = Partial::none();
-    if (count <= kMaxCandidates) {
-      const CandidateList list{candidates.values, count, row.inv_temperature};
+    const Split split = split_row(row, spec, band, tempered.max, least, mine.best, large.list, shared.split);
+    const auto keeps_from = [&](const auto &tokens, float above) {
+      const int shift = row.counts != nullptr ? 0 : kUnusedBits<T>;
       const uint32_t threshold =
-          filter_threshold(list, spec, p.vocab, shift, bound, all.tempered, shared.filter);
-      for (uint32_t i = threadIdx.x; i < count; i += kFinishThreads) {
-        if (float_key(candidates.values[i]) < threshold) continue;
-        const uint32_t token = candidates.tokens[i];
-        mine.best.take(candidates.values[i] * row.inv_temperature + gumbel(spec, token), token);
+          filter_threshold(tokens, spec, kind, shift, split.low, split.high, tempered, above, shared.filter);
+      return min(max(threshold, float_key(least)), float_key(tempered.max));
+    };
+    if (!split.is_overflow) {
+      const uint32_t threshold = keeps_from(Candidates{large.list.values, row.inv_temperature}, split.mass);
+      for (uint32_t i = threadIdx.x; i < kMaxCandidates; i += kFinishThreads) {
+        const float x = large.list.values[i];
+        if (x == -INFINITY || float_key(x) < threshold) continue;
+        const uint32_t token = large.list.tokens[i];
+        mine.best.take(x * row.inv_temperature + gumbel(spec, token), token);
       }
     } else {
-      const uint32_t threshold =
-          filter_threshold(row, spec, p.vocab, shift, bound, all.tempered, shared.filter);
-      for (uint32_t base = 0; base < p.vocab; base += kFinishThreads * kGroup) {
-        const uint32_t first = base + threadIdx.x * kGroup;
+      const uint32_t threshold = keeps_from(row, 0.f);
+      each_group<kFinishAhead>(row, 0, row.vocab, [&](uint32_t first, const auto &group) {
         float x[kGroup];
-        row.load(first, p.vocab, x);
+        row.values(group, x);
 #pragma unroll
         for (uint32_t e = 0; e < kGroup; e++) {
           if (float_key(x[e]) < threshold) x[e] = -INFINITY;
         }
         take_noisy(mine.best, x, first, row.inv_temperature, spec);
-      }
+      });
     }
-    mine = block_merge(mine, row.inv_temperature, false, false, shared.partials);
+    mine = block_merge(mine, false, shared.partials);
     if (threadIdx.x == 0) whole.best = mine.best;
     __syncthreads();
     all.best = whole.best;

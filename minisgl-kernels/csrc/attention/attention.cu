@@ -44,7 +44,7 @@ extern "C" uint32_t msgl_attention_tile_rows(msgl_attention_kernel kernel, msgl_
 extern "C" uint32_t msgl_attention_heads_per_job(msgl_attention_kernel kernel, uint32_t head_dim,
                                                  uint32_t num_kv_heads) {
     if (kernel == MSGL_ATTENTION_TRTLLM) return msgl::PageShape::heads_per_job(head_dim, num_kv_heads);
-    return head_dim == 64 ? 2 : 1;
+    return head_dim < 128 ? 2 : 1;
 }
 
 extern "C" uint32_t msgl_attention_ctas_per_sm(msgl_attention_kernel kernel, msgl_dtype dtype, uint32_t head_dim,

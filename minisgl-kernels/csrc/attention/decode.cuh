@@ -19,9 +19,9 @@ namespace msgl {
 
 template <int kHeadDim>
 struct DecodeShape {
-    static constexpr int kWarps = kHeadDim <= 128 ? 4 : 2;
+    static constexpr int kWarps = kHeadDim == 96 ? 3 : kHeadDim <= 128 ? 4 : 2;
     static constexpr int kThreads = 32 * kWarps;
-    static constexpr int kHeads = kHeadDim == 64 ? 2 : 1;
+    static constexpr int kHeads = kHeadDim < 128 ? 2 : 1;
     static constexpr int kHeadBytes = kHeadDim * 2;
     static constexpr int kRowBytes = kHeads * kHeadBytes;
     static constexpr int kKStride = k_row_stride(kRowBytes);
@@ -31,7 +31,7 @@ struct DecodeShape {
     static constexpr int kStageBytes = kPieceTokens * (kKStride + kVStride);
     // 70 to 80 KB for each of two CTAs an SM: four times what the latency of HBM at its bandwidth asks for, and still
     // under the 99 KB of the small sm_8x chips.
-    static constexpr int kDepth = kHeadDim == 96 ? 3 : 2;
+    static constexpr int kDepth = 2;
     static constexpr int kCtasPerSm = 2;
     static constexpr int kRingBytes = kWarps * kDepth * kStageBytes;
     // Rows of the merge buffer are staggered over the banks.
@@ -198,10 +198,9 @@ __global__ void __launch_bounds__(DecodeShape<kHeadDim>::kThreads, DecodeShape<k
     const float scale_log2 = params.scale * kLog2E;
 
     const PlanView view = plan_view(params.sizes, params.plan);
-    // Both loads at once: at small batches the time is a chain of such loads.
+    // All loads at once: at small batches the time is a chain of such loads.
     const PlanBucket bucket = view.buckets[blockIdx.x];
-    const PlanHeader header = *view.header;
-    if (blockIdx.x >= header.active_ctas) return;
+    const uint32_t active_ctas = view.header->active_ctas;
 
 #if __CUDA_ARCH__ >= 900
     if (threadIdx.x < Shape::kWarps * Shape::kDepth) mbarrier_init(shared_address(&barriers[threadIdx.x]), 1);
@@ -215,31 +214,37 @@ __global__ void __launch_bounds__(DecodeShape<kHeadDim>::kThreads, DecodeShape<k
         num_left = 0;
     }
     __syncthreads();
+    if (blockIdx.x >= active_ctas) return;
 
     const JobSizes sizes(params.sizes);
-    JobCursor cursor(bucket, sizes);
-    DecodeHead<T, kHeadDim> heads[Shape::kHeads];
+    JobCursor cursor(view, bucket, sizes);
+    using Head = DecodeHead<T, kHeadDim>;
+    Head heads[Shape::kHeads];
+    uint4 queries[Shape::kHeads][Head::kKChunks];
+    const auto load_queries = [&](const JobCursor& of) {
+#pragma unroll
+        for (int h = 0; h < Shape::kHeads; ++h) Head::load_queries(params, of, sizes, h, queries[h]);
+    };
+    load_queries(cursor);
     DecodeReader<T, kHeadDim> reader(params, view, sizes, cursor, warp,
                                      shared_address(dynamic_shared) + warp * Shape::kDepth * Shape::kStageBytes,
                                      shared_address(&barriers[warp * Shape::kDepth]));
 #pragma unroll
     for (int i = 0; i < Shape::kDepth; ++i) reader.copy();
 
+    bool has_next;
     uint32_t job = 0;
     do {
 #pragma unroll
         for (int h = 0; h < Shape::kHeads; ++h) {
-            if (h < cursor.num_heads(sizes)) heads[h].start(params, cursor, sizes, h);
+            heads[h].start(queries[h], cursor, sizes);
         }
+        JobCursor next = cursor;
+        has_next = next.next(view, sizes);
+        if (has_next) load_queries(next);
         for (uint32_t piece = reader.first_of_warp(cursor, warp); piece < cursor.piece_end; piece += Shape::kWarps) {
             const uint32_t stage = reader.wait();
-#pragma unroll
-            for (int h = 0; h < Shape::kHeads; ++h) {
-                if (h >= cursor.num_heads(sizes)) continue;
-                uint32_t p[2];
-                heads[h].scores(stage + h * Shape::kHeadBytes, Shape::kKStride, piece, scale_log2, p);
-                heads[h].accumulate(stage + Shape::kVOffset + h * Shape::kHeadBytes, Shape::kVStride, p);
-            }
+            attend(heads, stage, Shape::kKStride, stage + Shape::kVOffset, Shape::kVStride, piece, scale_log2);
             reader.release();
         }
         // The buffer holds the rows of the job before until they are merged.
@@ -266,11 +271,9 @@ __global__ void __launch_bounds__(DecodeShape<kHeadDim>::kThreads, DecodeShape<k
             mbarrier_arrive(merged);
         }
         ++job;
-    } while (cursor.next(view, sizes));
-    __syncthreads();
-    if (shared_jobs.has[0] || shared_jobs.has[1]) {
-        finish_shared_jobs<T, kHeadDim>(params, view, header, sizes, shared_jobs);
-    }
+        cursor = next;
+    } while (has_next);
+    finish_shared_jobs<T, kHeadDim>(params, view, sizes, shared_jobs);
 }
 
 template <typename T, int kHeadDim>

@@ -52,23 +52,29 @@ struct DecodeHead {
     int last_visible[2];
     int first_visible_position[2];
 
-    // `head` is counted from the job's first.
-    __device__ void start(const msgl_attention_params& params, const JobCursor& cursor, const JobSizes& sizes,
-                          uint32_t head) {
+    // `head` is counted from the job's first; one behind its last gets queries of zeros.
+    __device__ static void load_queries(const msgl_attention_params& params, const JobCursor& cursor,
+                                        const JobSizes& sizes, uint32_t head, uint4 (&queries)[kKChunks]) {
         const uint32_t lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
-        const uint32_t first_row = cursor.first_row, rows = cursor.seq.q_len * sizes.group;
-        const uint32_t row = first_row + g;
+        const uint32_t row = cursor.first_row + g, rows = cursor.seq.q_len * sizes.group;
         const T* src = static_cast<const T*>(params.qkv) +
                        int64_t{cursor.seq.q_start + row / sizes.group} * params.qkv_stride +
                        ((cursor.first_head + head) * sizes.group + row % sizes.group) * kHeadDim + 8 * t;
 #pragma unroll
         for (int c = 0; c < kKChunks; ++c) {
-            q[c] = row < rows ? *reinterpret_cast<const uint4*>(src + 32 * c) : uint4{};
+            const bool is_query = row < rows && head < cursor.num_heads(sizes);
+            queries[c] = is_query ? *reinterpret_cast<const uint4*>(src + 32 * c) : uint4{};
         }
+    }
+
+    __device__ void start(const uint4 (&queries)[kKChunks], const JobCursor& cursor, const JobSizes& sizes) {
+        const uint32_t t = threadIdx.x % 4, rows = cursor.seq.q_len * sizes.group;
+#pragma unroll
+        for (int c = 0; c < kKChunks; ++c) q[c] = queries[c];
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
             const uint32_t position =
-                cursor.seq.kv_len - cursor.seq.q_len + min(first_row + 2 * t + i, rows - 1) / sizes.group;
+                cursor.seq.kv_len - cursor.seq.q_len + min(cursor.first_row + 2 * t + i, rows - 1) / sizes.group;
             last_visible[i] = position;
             first_visible_position[i] = first_visible(position, sizes.window);
             maximum[i] = kNoMaximum;
@@ -80,8 +86,8 @@ struct DecodeHead {
         }
     }
 
-    // P^T of one piece as the B operand of the second product, from rows of K in shared memory.
-    __device__ void scores(uint32_t k_rows, uint32_t k_stride, uint32_t piece, float scale_log2, uint32_t (&p)[2]) {
+    // S^T of one piece, from rows of K in shared memory.
+    __device__ void scores(uint32_t k_rows, uint32_t k_stride, uint32_t piece, float scale_log2, float (&s)[4]) const {
         const uint32_t lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
         float even[4] = {}, odd[4] = {};
 #pragma unroll
@@ -91,45 +97,42 @@ struct DecodeHead {
             mma_m16n8k16<T>(even, a.x, b.x, a.y, b.y, q[c].x, q[c].y);
             mma_m16n8k16<T>(odd, a.z, b.z, a.w, b.w, q[c].z, q[c].w);
         }
-        float s[4];
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
             const int position = piece * kPieceTokens + g + i / 2 * 8;
             const bool is_visible = position <= last_visible[i % 2] && position >= first_visible_position[i % 2];
             s[i] = is_visible ? (even[i] + odd[i]) * scale_log2 : -INFINITY;
         }
-        float largest[2];
+    }
+
+    // Raises the running maximum to what a piece has.
+    __device__ void raise(const float (&largest)[2]) {
+        float factor[2];
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
-            largest[i] = fmaxf(s[i], s[i + 2]);
-#pragma unroll
-            for (int mask = 4; mask <= 16; mask *= 2) {
-                largest[i] = fmaxf(largest[i], __shfl_xor_sync(~0u, largest[i], mask));
-            }
-        }
-        if (__any_sync(~0u, largest[0] > maximum[0] || largest[1] > maximum[1])) {
-            float factor[2];
-#pragma unroll
-            for (int i = 0; i < 2; ++i) {
-                const float raised = fmaxf(maximum[i], largest[i]);
-                factor[i] = exp2_approx(maximum[i] - raised);
-                maximum[i] = raised;
-                sum[i] *= factor[i];
-            }
-#pragma unroll
-            for (int i = 0; i < kOutTiles; ++i) {
-                out[i][0] *= factor[0];
-                out[i][1] *= factor[1];
-                out[i][2] *= factor[0];
-                out[i][3] *= factor[1];
-            }
+            const float raised = fmaxf(maximum[i], largest[i]);
+            factor[i] = exp2_approx(maximum[i] - raised);
+            maximum[i] = raised;
+            sum[i] *= factor[i];
         }
 #pragma unroll
-        for (int i = 0; i < 4; ++i) s[i] = exp2_approx(s[i] - maximum[i % 2]);
-        sum[0] += s[0] + s[2];
-        sum[1] += s[1] + s[3];
-        p[0] = movmatrix_trans(pack_pair<T>(s[0], s[1]));
-        p[1] = movmatrix_trans(pack_pair<T>(s[2], s[3]));
+        for (int i = 0; i < kOutTiles; ++i) {
+            out[i][0] *= factor[0];
+            out[i][1] *= factor[1];
+            out[i][2] *= factor[0];
+            out[i][3] *= factor[1];
+        }
+    }
+
+    // P^T of one piece as the B operand of the second product.
+    __device__ void weights(const float (&s)[4], uint32_t (&p)[2]) {
+        float e[4];
+#pragma unroll
+        for (int i = 0; i < 4; ++i) e[i] = exp2_approx(s[i] - maximum[i % 2]);
+        sum[0] += e[0] + e[2];
+        sum[1] += e[1] + e[3];
+        p[0] = movmatrix_trans(pack_pair<T>(e[0], e[1]));
+        p[1] = movmatrix_trans(pack_pair<T>(e[2], e[3]));
     }
 
     // O^T += V^T P^T, from rows of V in shared memory.
@@ -211,5 +214,41 @@ struct DecodeHead {
         }
     }
 };
+
+// One piece of neighbouring heads, whose rows lie side by side in shared memory. Each step is done for all heads before
+// the next: one head alone is a chain of latencies.
+template <typename T, int kHeadDim, int kHeads>
+__device__ __forceinline__ void attend(DecodeHead<T, kHeadDim> (&heads)[kHeads], uint32_t k_rows, uint32_t k_stride,
+                                       uint32_t v_rows, uint32_t v_stride, uint32_t piece, float scale_log2) {
+    float s[kHeads][4], largest[kHeads][2];
+#pragma unroll
+    for (int h = 0; h < kHeads; ++h) {
+        heads[h].scores(k_rows + h * kHeadDim * 2, k_stride, piece, scale_log2, s[h]);
+        largest[h][0] = fmaxf(s[h][0], s[h][2]);
+        largest[h][1] = fmaxf(s[h][1], s[h][3]);
+    }
+#pragma unroll
+    for (int mask = 4; mask <= 16; mask *= 2) {
+#pragma unroll
+        for (int h = 0; h < kHeads; ++h) {
+            largest[h][0] = fmaxf(largest[h][0], __shfl_xor_sync(~0u, largest[h][0], mask));
+            largest[h][1] = fmaxf(largest[h][1], __shfl_xor_sync(~0u, largest[h][1], mask));
+        }
+    }
+    bool rises = false;
+#pragma unroll
+    for (int h = 0; h < kHeads; ++h) {
+        rises |= largest[h][0] > heads[h].maximum[0] || largest[h][1] > heads[h].maximum[1];
+    }
+    if (__any_sync(~0u, rises)) {
+#pragma unroll
+        for (int h = 0; h < kHeads; ++h) heads[h].raise(largest[h]);
+    }
+    uint32_t p[kHeads][2];
+#pragma unroll
+    for (int h = 0; h < kHeads; ++h) heads[h].weights(s[h], p[h]);
+#pragma unroll
+    for (int h = 0; h < kHeads; ++h) heads[h].accumulate(v_rows + h * kHeadDim * 2, v_stride, p[h]);
+}
 
 }  // namespace msgl

@@ -50,8 +50,7 @@ __global__ void __launch_bounds__(32 * (max_page_heads(kHeadDim) + 1), 1)
 
     const PlanView view = plan_view(params.sizes, params.plan);
     const PlanBucket bucket = view.buckets[blockIdx.x];
-    const PlanHeader header = *view.header;
-    if (blockIdx.x >= header.active_ctas) return;
+    if (blockIdx.x >= view.header->active_ctas) return;
     const JobSizes sizes(params.sizes);
     const PageShape shape(sizes.heads_per_job, kHeadDim);
     const uint32_t v_offset = kPieceTokens * shape.k_stride;
@@ -64,7 +63,7 @@ __global__ void __launch_bounds__(32 * (max_page_heads(kHeadDim) + 1), 1)
     if (threadIdx.x < 2) shared_jobs.has[threadIdx.x] = false;
     __syncthreads();
 
-    JobCursor cursor(bucket, sizes);
+    JobCursor cursor(view, bucket, sizes);
     uint32_t stage = 0, parity = 0;
     const auto advance = [&]() {
         stage = stage + 1 == kPageDepth ? 0 : stage + 1;
@@ -92,19 +91,22 @@ __global__ void __launch_bounds__(32 * (max_page_heads(kHeadDim) + 1), 1)
         } while (cursor.next(view, sizes));
     } else {
         const float scale_log2 = params.scale * kLog2E;
-        DecodeHead<T, kHeadDim> head;
+        DecodeHead<T, kHeadDim> heads[1];
+        DecodeHead<T, kHeadDim>& head = heads[0];
         do {
             const bool has_head = warp < cursor.num_heads(sizes);
-            if (has_head) head.start(params, cursor, sizes, warp);
+            if (has_head) {
+                uint4 queries[DecodeHead<T, kHeadDim>::kKChunks];
+                head.load_queries(params, cursor, sizes, warp, queries);
+                head.start(queries, cursor, sizes);
+            }
             for (uint32_t piece = cursor.piece; piece < cursor.piece_end; ++piece) {
                 mbarrier_wait(shared_address(&full[stage]), parity);
                 __syncwarp();
                 if (has_head) {
                     const uint32_t rows = shared_address(dynamic_shared) + stage * shape.stage_bytes +
                                           warp * kHeadDim * 2;
-                    uint32_t p[2];
-                    head.scores(rows, shape.k_stride, piece, scale_log2, p);
-                    head.accumulate(rows + v_offset, shape.v_stride, p);
+                    attend(heads, rows, shape.k_stride, rows + v_offset, shape.v_stride, piece, scale_log2);
                 }
                 mbarrier_arrive(shared_address(&empty[stage]));
                 advance();
@@ -127,10 +129,7 @@ __global__ void __launch_bounds__(32 * (max_page_heads(kHeadDim) + 1), 1)
             }
         } while (cursor.next(view, sizes));
     }
-    __syncthreads();
-    if (shared_jobs.has[0] || shared_jobs.has[1]) {
-        finish_shared_jobs<T, kHeadDim>(params, view, header, sizes, shared_jobs);
-    }
+    finish_shared_jobs<T, kHeadDim>(params, view, sizes, shared_jobs);
 #endif
 }
 

@@ -4,6 +4,7 @@
 #include <cuda_fp16.h>
 
 #include "plan.cuh"
+#include "ptx/atomic.cuh"
 #include "ptx/mma.cuh"
 
 namespace msgl {
@@ -30,6 +31,7 @@ struct JobSizes {
 // The part of a job that lies in one CTA's range.
 struct JobCursor {
     PlanSeq seq;
+    PlanSeq next_seq;     // loaded long before it is needed
     uint32_t seq_idx;
     uint32_t first_head;  // KV head
     uint32_t first_row;   // query row of the sequence
@@ -39,8 +41,8 @@ struct JobCursor {
 
     JobCursor() = default;
 
-    __device__ JobCursor(const PlanBucket& bucket, const JobSizes& sizes)
-        : seq(bucket.seq), seq_idx(bucket.seq_idx), left(bucket.num_pieces) {
+    __device__ JobCursor(const PlanView& view, const PlanBucket& bucket, const JobSizes& sizes)
+        : seq(bucket.seq), next_seq(view.seqs[bucket.seq_idx + 1]), seq_idx(bucket.seq_idx), left(bucket.num_pieces) {
         const uint32_t tiles = div_up(seq.q_len * sizes.group, kJobRows);
         first_head = bucket.job / tiles * sizes.heads_per_job;
         first_row = bucket.job % tiles * kJobRows;
@@ -71,7 +73,8 @@ struct JobCursor {
             first_head += sizes.heads_per_job;
             if (first_head >= sizes.num_kv_heads) {
                 first_head = 0;
-                seq = view.seqs[++seq_idx];
+                seq = next_seq;
+                next_seq = view.seqs[++seq_idx + 1];
             }
         }
         piece = first_piece(seq, sizes.window);
@@ -98,9 +101,6 @@ __device__ inline uint32_t piece_slot(const msgl_attention_params& params, const
 struct SharedJobs {
     JobCursor cursors[2];
     bool has[2];
-    bool is_last[2];
-    uint32_t first_cta[2];
-    uint32_t last_cta[2];
 };
 
 __device__ inline uint32_t shared_job_slot(const JobCursor& cursor, const JobSizes& sizes) {
@@ -152,42 +152,46 @@ struct RowSum {
 // At the end of a CTA's work: counts it in for each job that it shares, and combines those for which it is the last,
 // adding partial results in the order of their CTAs. All threads call it once; it orders their earlier writes itself.
 template <typename T, int kHeadDim>
-__device__ void finish_shared_jobs(const msgl_attention_params& params, const PlanView& view,
-                                   const PlanHeader& header, const JobSizes& sizes, SharedJobs& shared) {
-    __threadfence();
+__device__ void finish_shared_jobs(const msgl_attention_params& params, const PlanView& view, const JobSizes& sizes,
+                                   SharedJobs& shared) {
     __syncthreads();
-    if (threadIdx.x < 2) {
-        const uint32_t slot = threadIdx.x;
-        shared.is_last[slot] = false;
-        if (shared.has[slot]) {
-            const JobCursor& cursor = shared.cursors[slot];
-            const uint32_t start = bucket_start(header, blockIdx.x + 1) - cursor.left -
-                                   (cursor.piece - first_piece(cursor.seq, sizes.window));
-            const uint32_t first = bucket_of(header, start);
-            const uint32_t last = bucket_of(header, start + pieces_per_job(cursor.seq, sizes.window) - 1);
-            const bool is_last = atomicAdd(&view.arrivals[first], 1u) == last - first;
-            if (is_last) view.arrivals[first] = 0;
-            shared.first_cta[slot] = first;
-            shared.last_cta[slot] = last;
-            shared.is_last[slot] = is_last;
-        }
+    if (!shared.has[0] && !shared.has[1]) return;
+    __syncthreads();
+    // The bucket whose start cuts a job knows the job's CTAs.
+    const uint32_t own_slot = threadIdx.x / 32;
+    if (own_slot < 2 && threadIdx.x % 32 == 0 && shared.has[own_slot]) {
+        const PlanBucket& bucket = view.buckets[blockIdx.x + own_slot];
+        // Together with the barriers on both sides it orders the partial results of all threads.
+        const uint32_t before = atomic_add_acq_rel(&view.arrivals[bucket.first_cta], 1);
+        const bool is_last = before == bucket.last_cta - bucket.first_cta;
+        if (is_last) view.arrivals[bucket.first_cta] = 0;
+        shared.has[own_slot] = is_last;
     }
     __syncthreads();
     for (uint32_t slot = 0; slot < 2; ++slot) {
-        if (!shared.is_last[slot]) continue;
-        __threadfence();
+        if (!shared.has[slot]) continue;
+        const PlanBucket& bucket = view.buckets[blockIdx.x + slot];
+        const uint32_t first = bucket.first_cta, last = bucket.last_cta;
         const JobCursor& cursor = shared.cursors[slot];
-        const uint32_t first = shared.first_cta[slot], last = shared.last_cta[slot];
         const uint32_t num_rows = cursor.num_rows(sizes);
-        constexpr uint32_t kParts = kHeadDim / 4;
+        constexpr uint32_t kParts = kHeadDim / 4, kAhead = 4;
         for (uint32_t i = threadIdx.x; i < cursor.num_heads(sizes) * num_rows * kParts; i += blockDim.x) {
             const uint32_t dim = i % kParts * 4, row = i / kParts % num_rows, head = i / kParts / num_rows;
             RowSum total;
-#pragma unroll 8
-            for (uint32_t cta = first; cta <= last; ++cta) {
-                const size_t at = partial_row(cta, cta == first ? 1 : 0, head, row, sizes);
-                total.add(__ldcg(reinterpret_cast<const float4*>(view.partial_out + at * kHeadDim + dim)),
-                          __ldcg(&view.partial_stats[at]));
+            for (uint32_t base = first; base <= last; base += kAhead) {
+                float4 part[kAhead];
+                float2 stats[kAhead];
+#pragma unroll
+                for (uint32_t j = 0; j < kAhead; ++j) {
+                    const uint32_t cta = min(base + j, last);
+                    const size_t at = partial_row(cta, cta == first ? 1 : 0, head, row, sizes);
+                    part[j] = __ldcg(reinterpret_cast<const float4*>(view.partial_out + at * kHeadDim + dim));
+                    stats[j] = __ldcg(&view.partial_stats[at]);
+                }
+#pragma unroll
+                for (uint32_t j = 0; j < kAhead; ++j) {
+                    if (base + j <= last) total.add(part[j], stats[j]);
+                }
             }
             store_row4(out_row<T, kHeadDim>(params, cursor, sizes, head, row) + dim, total.out, 1.0f / total.sum);
         }

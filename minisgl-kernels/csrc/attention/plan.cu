@@ -1,8 +1,8 @@
 // Cuts a step's attention into work for every layer's kernels, on the device, so that it can sit inside a CUDA graph.
 //
 // Decode: the sequences' jobs (one group of KV heads x one tile of query rows) are laid end to end as pieces of 16
-// KV positions and cut into equal ranges, one for each CTA of a grid that never changes size: a prefix sum over the
-// sequences, then a binary search for each CTA. Padding sequences have no pieces. A job that a cut goes through is
+// KV positions and cut into ranges of equal cost, one for each CTA of a grid that never changes size: a prefix sum over
+// the sequences, then a binary search for each CTA. Padding sequences have no pieces. A job that a cut goes through is
 // combined by the last of its CTAs to finish (decode.cuh), so where cuts fall, and with them the last bits of a
 // result, depends on the batch; the same batch gives the same bits.
 //
@@ -21,16 +21,18 @@ constexpr uint32_t kThreads = 1024;
 constexpr uint32_t kClassTokens = 128;
 
 struct Counts {
-    uint32_t decode_seqs, pieces, prefill_seqs, tiles;
+    uint32_t decode_seqs, cost, pieces, prefill_seqs, tiles;
 };
 
 __device__ Counts operator+(const Counts& a, const Counts& b) {
-    return {a.decode_seqs + b.decode_seqs, a.pieces + b.pieces, a.prefill_seqs + b.prefill_seqs, a.tiles + b.tiles};
+    return {a.decode_seqs + b.decode_seqs, a.cost + b.cost, a.pieces + b.pieces, a.prefill_seqs + b.prefill_seqs,
+            a.tiles + b.tiles};
 }
 
 __device__ Counts shuffle_up(const Counts& a, int delta) {
-    return {__shfl_up_sync(~0u, a.decode_seqs, delta), __shfl_up_sync(~0u, a.pieces, delta),
-            __shfl_up_sync(~0u, a.prefill_seqs, delta), __shfl_up_sync(~0u, a.tiles, delta)};
+    return {__shfl_up_sync(~0u, a.decode_seqs, delta), __shfl_up_sync(~0u, a.cost, delta),
+            __shfl_up_sync(~0u, a.pieces, delta), __shfl_up_sync(~0u, a.prefill_seqs, delta),
+            __shfl_up_sync(~0u, a.tiles, delta)};
 }
 
 // Sum over the threads before this one; `total` gets the sum over all.
@@ -52,8 +54,8 @@ __device__ Counts exclusive_scan(const Counts& own, Counts& total) {
         total = total + warp_sums[i];
     }
     const Counts inclusive = before + sum;
-    return {inclusive.decode_seqs - own.decode_seqs, inclusive.pieces - own.pieces,
-            inclusive.prefill_seqs - own.prefill_seqs, inclusive.tiles - own.tiles};
+    return {inclusive.decode_seqs - own.decode_seqs, inclusive.cost - own.cost,
+            inclusive.pieces - own.pieces, inclusive.prefill_seqs - own.prefill_seqs, inclusive.tiles - own.tiles};
 }
 
 // Largest index whose prefix is at most `value`; the prefixes start with 0 and grow strictly.
@@ -68,6 +70,29 @@ __device__ uint32_t find_prefix(const uint32_t* prefix, uint32_t count, uint32_t
         }
     }
     return low;
+}
+
+// What lies at a cost.
+struct Cut {
+    uint32_t seq_idx;
+    uint32_t job;             // of the sequence
+    uint32_t job_cost;        // of all jobs before
+    uint32_t piece;           // of the job
+    uint32_t pieces_per_job;
+    uint32_t pieces_before;   // of all jobs before, and of this one
+};
+
+__device__ Cut cut_at(const PlanView& view, const PlanHeader& header, const msgl_attention_sizes& sizes,
+                      uint32_t cost) {
+    Cut cut;
+    cut.seq_idx = find_prefix(view.seq_costs, header.num_decode_seqs, cost);
+    cut.pieces_per_job = pieces_per_job(view.seqs[cut.seq_idx], sizes.window);
+    const uint32_t of_job = kJobCost + cut.pieces_per_job, offset = cost - view.seq_costs[cut.seq_idx];
+    cut.job = offset / of_job;
+    cut.job_cost = cost - offset % of_job;
+    cut.piece = max(offset % of_job, kJobCost) - kJobCost;
+    cut.pieces_before = view.seq_pieces[cut.seq_idx] + cut.job * cut.pieces_per_job + cut.piece;
+    return cut;
 }
 
 __device__ PlanTile tile_at(const PlanView& view, uint32_t num_seqs, const msgl_attention_sizes& sizes,
@@ -100,9 +125,10 @@ __global__ void __launch_bounds__(kThreads) plan_kernel(const msgl_attention_pla
                    params.seq_rows[idx]};
             if (seq.q_len != 0 && seq.kv_len >= seq.q_len) {
                 if (uint64_t{seq.q_len} * group <= sizes.decode_rows) {
-                    own = {1, pieces_per_job(seq, sizes.window) * jobs_per_seq(seq, sizes), 0, 0};
+                    const uint32_t pieces = pieces_per_job(seq, sizes.window), jobs = jobs_per_seq(seq, sizes);
+                    own = {1, (kJobCost + pieces) * jobs, pieces * jobs, 0, 0};
                 } else {
-                    own = {0, 0, 1, div_up(seq.q_len * group, sizes.tile_rows)};
+                    own = {0, 0, 0, 1, div_up(seq.q_len * group, sizes.tile_rows)};
                 }
             }
         }
@@ -110,6 +136,7 @@ __global__ void __launch_bounds__(kThreads) plan_kernel(const msgl_attention_pla
         const Counts at = done + exclusive_scan(own, total);
         if (own.decode_seqs != 0) {
             view.seqs[at.decode_seqs] = seq;
+            view.seq_costs[at.decode_seqs] = at.cost;
             view.seq_pieces[at.decode_seqs] = at.pieces;
         }
         if (own.prefill_seqs != 0) {
@@ -118,20 +145,28 @@ __global__ void __launch_bounds__(kThreads) plan_kernel(const msgl_attention_pla
         done = done + total;
     }
     done.tiles = min(done.tiles, sizes.max_tiles);
-    const uint32_t active_ctas = min(sizes.decode_ctas, div_up(done.pieces, kMinPiecesPerCta));
-    const PlanHeader header = {done.decode_seqs, done.pieces, active_ctas, done.tiles, 0};
+    const uint32_t active_ctas = min(sizes.decode_ctas, div_up(done.cost, kMinCostPerCta));
+    const PlanHeader header = {done.decode_seqs, done.cost, active_ctas, done.tiles, 0};
     if (tid == 0) *view.header = header;
     __syncthreads();
 
-    for (uint32_t cta = tid; cta < sizes.decode_ctas; cta += kThreads) {
-        view.arrivals[cta] = 0;
-        if (cta >= active_ctas) continue;
-        const uint32_t start = bucket_start(header, cta);
-        const uint32_t idx = find_prefix(view.seq_pieces, done.decode_seqs, start);
-        const uint32_t offset = start - view.seq_pieces[idx];
-        const PlanSeq seq = view.seqs[idx];
-        const uint32_t per_job = pieces_per_job(seq, sizes.window);
-        view.buckets[cta] = {seq, idx, offset / per_job, offset % per_job, bucket_start(header, cta + 1) - start};
+    for (uint32_t cta = tid; cta < sizes.decode_ctas; cta += kThreads) view.arrivals[cta] = 0;
+    for (uint32_t cta = tid; cta <= active_ctas; cta += kThreads) {
+        if (cta == active_ctas) {
+            view.buckets[cta] = {};
+            continue;
+        }
+        const Cut cut = cut_at(view, header, sizes, bucket_start(header, cta));
+        const uint32_t end = cta + 1 == active_ctas
+                                 ? done.pieces
+                                 : cut_at(view, header, sizes, bucket_start(header, cta + 1)).pieces_before;
+        PlanBucket bucket = {view.seqs[cut.seq_idx], cut.seq_idx, cut.job, cut.piece, end - cut.pieces_before, cta,
+                             cta, {}};
+        if (cut.piece != 0) {
+            bucket.first_cta = bucket_of(header, cut.job_cost + kJobCost);
+            bucket.last_cta = bucket_of(header, cut.job_cost + kJobCost + cut.pieces_per_job - 1);
+        }
+        view.buckets[cta] = bucket;
     }
 
     if (done.tiles == 0) return;
@@ -143,7 +178,7 @@ __global__ void __launch_bounds__(kThreads) plan_kernel(const msgl_attention_pla
     }
     __syncthreads();
     Counts unused;
-    class_next[tid] = exclusive_scan({0, 0, class_next[tid], 0}, unused).prefill_seqs;
+    class_next[tid] = exclusive_scan({0, 0, 0, class_next[tid], 0}, unused).prefill_seqs;
     __syncthreads();
     for (uint32_t idx = tid; idx < done.prefill_seqs; idx += kThreads) {
         const PlanSeq seq = view.prefill_seqs[idx];
@@ -155,7 +190,7 @@ __global__ void __launch_bounds__(kThreads) plan_kernel(const msgl_attention_pla
         const bool is_seq = base + tid < done.prefill_seqs;
         const uint32_t own = is_seq ? div_up(view.tile_seqs[base + tid].q_len * group, sizes.tile_rows) : 0;
         Counts total;
-        const uint32_t before = tiles + exclusive_scan({0, 0, 0, own}, total).tiles;
+        const uint32_t before = tiles + exclusive_scan({0, 0, 0, 0, own}, total).tiles;
         if (is_seq) view.seq_tiles[base + tid] = before;
         tiles += total.tiles;
     }

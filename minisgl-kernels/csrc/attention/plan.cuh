@@ -12,31 +12,36 @@ namespace msgl {
 constexpr uint32_t kPieceTokens = 16;
 // Query rows of a job: the N side of that MMA.
 constexpr uint32_t kJobRows = 8;
-// A CTA with fewer pieces than this spends more on starting and combining than on reading.
-constexpr uint32_t kMinPiecesPerCta = 8;
+// What the change from one job to the next costs, in pieces. Work is cut by cost.
+constexpr uint32_t kJobCost = 2;
+// A CTA with less work than this spends more on starting and combining than on reading.
+constexpr uint32_t kMinCostPerCta = 8 + kJobCost;
 
 struct PlanHeader {
     uint32_t num_decode_seqs;
-    uint32_t num_pieces;   // over all jobs of all decode sequences
+    uint32_t cost;         // of all jobs of all decode sequences
     uint32_t active_ctas;  // CTAs that have decode work
     uint32_t num_tiles;    // prefill tiles
     uint32_t draws;        // tiles drawn in the launch under way (prefill_load.cuh)
 };
 
-struct PlanSeq {
+struct alignas(16) PlanSeq {
     uint32_t q_start;  // first packed token
     uint32_t q_len;
     uint32_t kv_len;
     uint32_t row;  // of the page table
 };
 
-// Where a decode CTA's range of pieces starts.
-struct PlanBucket {
+// Where a decode CTA's range of pieces starts. The entry behind the last range cuts no job and is empty.
+struct alignas(16) PlanBucket {
     PlanSeq seq;
     uint32_t seq_idx;     // of `seq` in PlanView::seqs
     uint32_t job;         // of the sequence: KV head group major, query tile minor
-    uint32_t piece;       // of the job
+    uint32_t piece;       // of the job; 0: the start cuts no job
     uint32_t num_pieces;  // of the range
+    uint32_t first_cta;   // that has a part of the job
+    uint32_t last_cta;    // that has a part of the job
+    uint32_t unused[2];
 };
 
 struct PlanTile {
@@ -47,12 +52,13 @@ struct PlanTile {
 
 struct PlanView {
     PlanHeader* header;
-    PlanSeq* seqs;          // [max_seqs] decode sequences
+    PlanSeq* seqs;          // [max_seqs + 1] decode sequences, and one that is read ahead and never used
+    uint32_t* seq_costs;    // [max_seqs] cost of the decode sequences before each
     uint32_t* seq_pieces;   // [max_seqs] pieces before each decode sequence
     PlanSeq* prefill_seqs;  // [max_seqs] prefill sequences, in the order of the batch
     PlanSeq* tile_seqs;     // [max_seqs] the same, longest first
     uint32_t* seq_tiles;    // [max_seqs] tiles before each prefill sequence
-    PlanBucket* buckets;    // [decode_ctas]
+    PlanBucket* buckets;    // [decode_ctas + 1]
     uint32_t* arrivals;     // [decode_ctas] partial results written of the job that is cut at the end of each CTA
     PlanTile* tiles;        // [max_tiles] in the order of tile_seqs, a sequence's last tile first
     float2* partial_stats;  // [2 * decode_ctas, heads_per_job, kJobRows] (maximum, sum)
@@ -71,12 +77,13 @@ __host__ __device__ inline PlanView plan_view(const msgl_attention_sizes& sizes,
     const size_t partial_rows = size_t{2} * sizes.decode_ctas * sizes.heads_per_job * kJobRows;
     PlanView view;
     view.header = reinterpret_cast<PlanHeader*>(take(sizeof(PlanHeader)));
-    view.seqs = reinterpret_cast<PlanSeq*>(take(sizeof(PlanSeq) * sizes.max_seqs));
+    view.seqs = reinterpret_cast<PlanSeq*>(take(sizeof(PlanSeq) * (size_t{sizes.max_seqs} + 1)));
+    view.seq_costs = reinterpret_cast<uint32_t*>(take(sizeof(uint32_t) * sizes.max_seqs));
     view.seq_pieces = reinterpret_cast<uint32_t*>(take(sizeof(uint32_t) * sizes.max_seqs));
     view.prefill_seqs = reinterpret_cast<PlanSeq*>(take(sizeof(PlanSeq) * sizes.max_seqs));
     view.tile_seqs = reinterpret_cast<PlanSeq*>(take(sizeof(PlanSeq) * sizes.max_seqs));
     view.seq_tiles = reinterpret_cast<uint32_t*>(take(sizeof(uint32_t) * sizes.max_seqs));
-    view.buckets = reinterpret_cast<PlanBucket*>(take(sizeof(PlanBucket) * sizes.decode_ctas));
+    view.buckets = reinterpret_cast<PlanBucket*>(take(sizeof(PlanBucket) * (size_t{sizes.decode_ctas} + 1)));
     view.arrivals = reinterpret_cast<uint32_t*>(take(sizeof(uint32_t) * sizes.decode_ctas));
     view.tiles = reinterpret_cast<PlanTile*>(take(sizeof(PlanTile) * sizes.max_tiles));
     view.partial_stats = reinterpret_cast<float2*>(take(sizeof(float2) * partial_rows));
@@ -114,13 +121,14 @@ __host__ __device__ inline uint32_t jobs_per_seq(const PlanSeq& seq, const msgl_
     return div_up(sizes.num_kv_heads, sizes.heads_per_job) * query_tiles(seq, sizes);
 }
 
-// CTA `cta` has the pieces from bucket_start(cta) to bucket_start(cta + 1); bucket_of is the inverse.
+// A job's cost is kJobCost and then 1 for each of its pieces. CTA `cta` has the pieces whose cost lies from
+// bucket_start(cta) to bucket_start(cta + 1); bucket_of is the inverse.
 __device__ inline uint32_t bucket_start(const PlanHeader& header, uint32_t cta) {
-    return static_cast<uint32_t>(uint64_t{cta} * header.num_pieces / header.active_ctas);
+    return static_cast<uint32_t>(uint64_t{cta} * header.cost / header.active_ctas);
 }
 
-__device__ inline uint32_t bucket_of(const PlanHeader& header, uint32_t piece) {
-    return static_cast<uint32_t>(((uint64_t{piece} + 1) * header.active_ctas - 1) / header.num_pieces);
+__device__ inline uint32_t bucket_of(const PlanHeader& header, uint32_t cost) {
+    return static_cast<uint32_t>(((uint64_t{cost} + 1) * header.active_ctas - 1) / header.cost);
 }
 
 }  // namespace msgl

@@ -101,7 +101,7 @@ struct RowFetch {
     }
 };
 
-// Fetches K or V in boxes: pages of at least 8 positions, or those parts of a page that fit a tile.
+// Fetches K or V in boxes: pages of a multiple of 8 positions, or those parts of a page that fit a tile.
 template <typename Shape>
 struct PageFetch {
     using Matrix = typename Shape::Matrix;
@@ -204,7 +204,7 @@ struct PrefillProducer {
     template <bool kQueries>
     __device__ __forceinline__ void run_stream(uint32_t which) {
         Fetch fetch(params, maps, shared, which);
-        TileSource source(params, kQueries && threadIdx.x == 0);
+        TileSource source(params);
         RingCursor<Shape::kQStages> at_tile;
         RingCursor<Shape::kStages> at;
         for (;; ++at_tile.count) {
@@ -232,7 +232,7 @@ struct PrefillProducer {
 
     __device__ __forceinline__ void run_queries() {
         const uint32_t thread = threadIdx.x % kQueryThreads;
-        TileSource source(params, thread == 0);
+        TileSource source(params);
         RingCursor<Shape::kQStages> at;
         for (;; ++at.count) {
             mbarrier_wait(shared.empty_q(at.stage()), at.parity() ^ 1);

@@ -16,7 +16,7 @@ struct RingCursor {
     __device__ uint32_t parity() const { return count / kStages % 2; }
 };
 
-template <typename T, int kHeadDim_, bool kTakeTurns_ = true>
+template <typename T, int kHeadDim_, bool kTakeTurns_ = kHeadDim_ != 64>
 struct PrefillWgmmaShape {
     using Element = T;
     static constexpr int kHeadDim = kHeadDim_;
@@ -28,8 +28,8 @@ struct PrefillWgmmaShape {
     static constexpr bool kTakeTurns = kTakeTurns_;
     using Matrix = SwizzledMatrix<kHeadDim>;
     // What 64 K registers give.
-    static constexpr int kProducerRegisters = kConsumers == 2 ? 40 : 32;
-    static constexpr int kConsumerRegisters = kConsumers == 2 ? 232 : 160;
+    static constexpr int kProducerRegisters = kConsumers == 2 ? 56 : 32;
+    static constexpr int kConsumerRegisters = kConsumers == 2 ? 224 : 160;
 
     static constexpr int kStages = 2;
     static constexpr int kQStages = kHeadDim <= 128 ? 2 : 1;

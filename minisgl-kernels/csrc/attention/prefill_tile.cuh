@@ -35,36 +35,24 @@ struct PrefillTile {
     }
 };
 
-// Draws tiles for a CTA, longest first: its own index, then whatever no CTA has drawn yet. For one thread.
+// Draws tiles for a CTA, in the plan's order: its own index first, then what no CTA has drawn yet. For one thread.
 struct TileSource {
     const msgl_attention_params& params;
     const PlanView view;
     const uint32_t num_tickets;  // tiles of all KV heads
     uint32_t ticket;
-    uint32_t next_ticket;
 
-    __device__ TileSource(const msgl_attention_params& params, bool is_drawing)
+    __device__ explicit TileSource(const msgl_attention_params& params)
         : params(params),
           view(plan_view(params.sizes, params.plan)),
           num_tickets(view.header->num_tiles * params.sizes.num_kv_heads),
-          ticket(blockIdx.x) {
-        if (is_drawing) draw();
-    }
-
-    // There are as many draws as tickets: every ticket but the first of each CTA is drawn, and each CTA that had a
-    // first one draws once in vain. So the last draw of a launch is known, and it clears the count for the next.
-    __device__ void draw() {
-        next_ticket = num_tickets;
-        if (ticket >= num_tickets) return;
-        const uint32_t draws = atomicAdd(&view.header->draws, 1u);
-        if (draws + 1 == num_tickets) view.header->draws = 0;
-        next_ticket = gridDim.x + draws;
-    }
+          ticket(blockIdx.x) {}
 
     // The next tile of at most `tile_rows` rows, to be read in KV tiles of `cols` positions.
     __device__ PrefillTile take(uint32_t tile_rows, uint32_t cols) {
         PrefillTile tile = {};
         if (ticket >= num_tickets) return tile;
+        const uint32_t draws = atomicAdd(&view.header->draws, 1u);
         const msgl_attention_sizes& sizes = params.sizes;
         const PlanTile& planned = view.tiles[ticket / sizes.num_kv_heads];
         tile.seq = planned.seq;
@@ -76,8 +64,9 @@ struct TileSource {
         tile.visible = first_visible(tile.first_position, sizes.window);
         tile.begin = tile.visible / cols * cols;
         tile.end = tile.last_position + 1;
-        ticket = next_ticket;
-        draw();
+        ticket = gridDim.x + draws;
+        // Each tile makes one draw, for the next: so the last draw of a launch is known, and it clears the count.
+        if (draws + 1 == num_tickets) view.header->draws = 0;
         return tile;
     }
 };

@@ -49,8 +49,8 @@ int launch_prefill_wgmma(const msgl_attention_params& params, const KvMaps& maps
     return cudaGetLastError();
 }
 
-// Pages of fewer positions, and heads whose rows are not whole swizzles of 128 bytes, are fetched faster by rows.
-constexpr uint32_t kMinPageRows = 8;
+// Smaller pages, and heads whose rows are not whole swizzles of 128 bytes, are fetched by rows.
+constexpr uint32_t kMinPageRows = 16;
 
 template <typename Shape>
 int launch_prefill_shape(const msgl_attention_params& params, cudaStream_t stream) {

@@ -7,12 +7,12 @@
 // penalties have 2^16 different keys, f16 ones 2^19, others 2^32. Sums run in a fixed order, so the same row gives
 // the same set.
 //
-// A pass over the row is what costs. So a cheap lower bound of t comes first, the few tokens above it are
-// collected in shared memory (sample/candidates.cuh), and the bisection runs over these; over the whole row only
-// where they are too many.
+// A pass over the row is what costs. So cheap bounds of t come first, the few tokens within them are collected in
+// shared memory (sample/candidates.cuh), and the bisection runs over these; over the whole row only where they are too
+// many.
 #pragma once
 
-#include "sample/row.cuh"
+#include "sample/candidates.cuh"
 
 namespace msgl {
 
@@ -36,22 +36,22 @@ template <typename Tokens>
 __device__ void measure(const Tokens &row, const uint32_t (&pivots)[kPivots], bool by_mass, float max,
                         FilterShared &shared) {
   float sums[kPivots] = {};
-  for (uint32_t first = threadIdx.x * kGroup; first < row.vocab; first += blockDim.x * kGroup) {
+  each_group<kFinishAhead>(row, 0, row.vocab, [&](uint32_t, const auto &group) {
     float x[kGroup];
-    row.load(first, row.vocab, x);
+    row.values(group, x);
     float top = x[0];
 #pragma unroll
     for (uint32_t e = 1; e < kGroup; e++) top = fmaxf(top, x[e]);
-    if (float_key(top) < pivots[0]) continue;
+    if (float_key(top) < pivots[0]) return;
 #pragma unroll
     for (uint32_t e = 0; e < kGroup; e++) {
       const uint32_t key = float_key(x[e]);
       if (key < pivots[0]) continue;
-      const float weight = by_mass ? expf((x[e] - max) * row.inv_temperature) : 1.f;
+      const float weight = by_mass ? __expf((x[e] - max) * row.inv_temperature) : 1.f;
 #pragma unroll
       for (int i = 0; i < kPivots; i++) sums[i] += key >= pivots[i] ? weight : 0.f;
     }
-  }
+  });
 #pragma unroll
   for (int i = 0; i < kPivots; i++) {
     for (int offset = 1; offset < kWarpSize; offset *= 2) sums[i] += __shfl_xor_sync(~0u, sums[i], offset);
@@ -102,50 +102,53 @@ __device__ uint32_t largest_reaching(const Tokens &row, uint32_t low, uint32_t h
   return lo << shift;
 }
 
-__device__ __forceinline__ bool has_top_k(const msgl_sample_spec &spec, uint32_t vocab) {
-  return spec.top_k > 1 && static_cast<uint32_t>(spec.top_k) < vocab;
+// A logit below which top-k keeps no token. Each thread has the largest of its tokens twice, of the first and the
+// second halves of the groups: the k-th largest of these, since k tokens are at least as large.
+template <typename T>
+__device__ float top_k_bound(const Row<T> &row, uint32_t top_k) {
+  if (top_k > 2 * kFinishThreads) return -FLT_MAX;
+  float tops[2] = {-INFINITY, -INFINITY};
+  each_group<2>(row, 0, row.vocab, [&](uint32_t, const auto &group) {
+    if (row.counts == nullptr) {
+      tops[0] = fmaxf(tops[0], row.template raw_top<0, kGroup / 2>(group));
+      tops[1] = fmaxf(tops[1], row.template raw_top<kGroup / 2, kGroup>(group));
+      return;
+    }
+    float x[kGroup];
+    row.values(group, x);
+#pragma unroll
+    for (uint32_t e = 0; e < kGroup; e++) tops[e / (kGroup / 2)] = fmaxf(tops[e / (kGroup / 2)], x[e]);
+  });
+  const uint32_t keys[2] = {float_key(tops[0]), float_key(tops[1])};
+  uint32_t kth = 0;
+  for (uint32_t bit = 1u << 31; bit != 0; bit >>= 1) {
+    const int reached = __syncthreads_count(keys[0] >= (kth | bit)) + __syncthreads_count(keys[1] >= (kth | bit));
+    if (reached >= static_cast<int>(top_k)) kth |= bit;
+  }
+  return fmaxf(key_float(kth), -FLT_MAX);
 }
 
-// A key below which no token is kept by top-p: all tokens below it together weigh less than what may be dropped
-// of `total`.
-__device__ __forceinline__ uint32_t top_p_bound(const msgl_sample_spec &spec, const SoftmaxSum &all, float total,
-                                                float vocab, float inv_temperature) {
-  const float cut = all.max + logf(0.5f * (1.f - spec.top_p) * total / vocab) / inv_temperature;
-  return float_key(cut > -FLT_MAX ? cut : -FLT_MAX);
-}
-
-__device__ __forceinline__ uint32_t min_p_bound(const msgl_sample_spec &spec, const SoftmaxSum &all,
-                                                float inv_temperature) {
-  return float_key(all.max + logf(spec.min_p) / inv_temperature);
-}
-
-// The smallest key that the sample's top_k, top_p and min_p keep, where none below `low` is kept. `tokens` are
-// those of the row, or all of them from `low` on.
+// The smallest key that top-k and top-p keep. `tokens` are those of the row from `low` on, up to `high`, without those
+// above that are sure to be kept and have the mass `above`.
 template <typename Tokens>
-__device__ uint32_t filter_threshold(const Tokens &tokens, const msgl_sample_spec &spec, uint32_t vocab, int shift,
-                                     uint32_t low, const SoftmaxSum &all, FilterShared &shared) {
-  const uint32_t top = float_key(all.max);
-  float total = all.sum;
-  if (has_top_k(spec, vocab)) {
+__device__ uint32_t filter_threshold(const Tokens &tokens, const msgl_sample_spec &spec, const Kind &kind, int shift,
+                                     uint32_t low, uint32_t high, const SoftmaxSum &all, float above,
+                                     FilterShared &shared) {
+  if (low > high) return ~0u;
+  float target = spec.top_p * all.sum - above;
+  if (kind.has_top_k) {
     // A row with fewer finite logits than k keeps them all: nothing reaches the target, and low stays.
-    low = largest_reaching(tokens, low, top, shift, static_cast<float>(spec.top_k), false, all.max, shared);
-    if (spec.top_p < 1.f) {
+    low = largest_reaching(tokens, low, high, shift, static_cast<float>(spec.top_k), false, all.max, shared);
+    if (kind.has_top_p) {
       uint32_t pivots[kPivots];
 #pragma unroll
       for (int i = 0; i < kPivots; i++) pivots[i] = low;
       measure(tokens, pivots, true, all.max, shared);
-      total = shared.sums[0];
+      target = spec.top_p * shared.sums[0];
     }
   }
-  if (spec.top_p < 1.f) {
-    const uint32_t start = top_p_bound(spec, all, total, static_cast<float>(vocab), tokens.inv_temperature);
-    low = largest_reaching(tokens, start > low ? start : low, top, shift, spec.top_p * total, true, all.max, shared);
-  }
-  if (spec.min_p > 0.f) {
-    const uint32_t least = min_p_bound(spec, all, tokens.inv_temperature);
-    if (least > low) low = least;
-  }
-  return low < top ? low : top;
+  if (kind.has_top_p) low = largest_reaching(tokens, low, high, shift, target, true, all.max, shared);
+  return low;
 }
 
 }  // namespace msgl

@@ -22,8 +22,9 @@ __device__ __forceinline__ float key_float(uint32_t key) {
   return __uint_as_float(key ^ ((key >> 31) ? 0x80000000u : 0xffffffffu));
 }
 
-// NaN counts as minus infinity; plus infinity becomes the largest number, so that differences stay numbers.
-__device__ __forceinline__ float clean(float x) { return x != x ? -INFINITY : fminf(x, FLT_MAX); }
+// NaN counts as minus infinity; plus infinity becomes the largest number, so that differences stay numbers; minus zero
+// becomes zero, with which it ties.
+__device__ __forceinline__ float clean(float x) { return fminf(fmaxf(x, -INFINITY), FLT_MAX) + 0.f; }
 
 template <typename T>
 struct Row {
@@ -46,43 +47,64 @@ struct Row {
     inv_temperature = 1.f / spec.temperature;
   }
 
-  // The logits of tokens first .. first + 7 as the model gave them; minus infinity from `end` on, which is
-  // `vocab` or a multiple of the group.
-  __device__ __forceinline__ void load_raw(uint32_t first, uint32_t end, float (&x)[kGroup]) const {
-    if (first >= end) {
+  // What memory holds of eight tokens; several of them can be on their way at once.
+  struct Group {
+    Vec<T> logits[kGroup / Vec<T>::kSize];
+    Vec<uint16_t, kGroup> counts;  // of rows with penalties
+
+    __device__ __forceinline__ T &logit(uint32_t e) { return logits[e / Vec<T>::kSize].elems[e % Vec<T>::kSize]; }
+    __device__ __forceinline__ T logit(uint32_t e) const {
+      return logits[e / Vec<T>::kSize].elems[e % Vec<T>::kSize];
+    }
+  };
+
+  // Tokens first .. first + 7; NaN from `end` on, which is `vocab` or a multiple of the group.
+  __device__ __forceinline__ Group fetch(uint32_t first, uint32_t end) const {
+    Group group;
+    if (is_aligned && first < end) {
 #pragma unroll
-      for (uint32_t e = 0; e < kGroup; e++) x[e] = -INFINITY;
-    } else if (is_aligned) {
-      constexpr int kSize = Vec<T>::kSize;
-#pragma unroll
-      for (int j = 0; j < static_cast<int>(kGroup) / kSize; j++) {
-        const Vec<T> v = reinterpret_cast<const Vec<T> *>(logits + first)[j];
-#pragma unroll
-        for (int e = 0; e < kSize; e++) x[j * kSize + e] = clean(to_float(v.elems[e]));
+      for (uint32_t i = 0; i < kGroup / Vec<T>::kSize; i++) {
+        group.logits[i] = reinterpret_cast<const Vec<T> *>(logits + first)[i];
       }
+      if (counts != nullptr) group.counts = *reinterpret_cast<const Vec<uint16_t, kGroup> *>(counts + first);
     } else {
 #pragma unroll
       for (uint32_t e = 0; e < kGroup; e++) {
-        x[e] = first + e < vocab ? clean(to_float(logits[first + e])) : -INFINITY;
+        const bool is_token = first + e < end;
+        group.logit(e) = is_token ? logits[first + e] : from_float<T>(NAN);
+        if (counts != nullptr) group.counts.elems[e] = is_token ? counts[first + e] : 0;
       }
     }
+    return group;
+  }
+
+  // The largest of the group's logits from `kFrom` on, without penalties.
+  template <uint32_t kFrom, uint32_t kEnd>
+  __device__ __forceinline__ static float raw_top(const Group &group) {
+    float top = to_float(group.logit(kFrom));
+#pragma unroll
+    for (uint32_t e = kFrom + 1; e < kEnd; e++) top = fmaxf(top, to_float(group.logit(e)));
+    return clean(top);
+  }
+
+  // The logits as the model gave them.
+  __device__ __forceinline__ void raw_values(const Group &group, float (&x)[kGroup]) const {
+#pragma unroll
+    for (uint32_t e = 0; e < kGroup; e++) x[e] = clean(to_float(group.logit(e)));
   }
 
   // The same after repetition (Keskar et al. 2019, section 4.1), frequency and presence penalty.
-  __device__ __forceinline__ void load(uint32_t first, uint32_t end, float (&x)[kGroup]) const {
-    load_raw(first, end, x);
-    if (counts == nullptr || first >= end) return;
-    Vec<uint16_t, kGroup> seen;
-    if (is_aligned) {
-      seen = *reinterpret_cast<const Vec<uint16_t, kGroup> *>(counts + first);
-    } else {
+  __device__ __forceinline__ void values(const Group &group, float (&x)[kGroup]) const {
+    raw_values(group, x);
+    if (counts == nullptr) return;
+    uint32_t any = 0;
 #pragma unroll
-      for (uint32_t e = 0; e < kGroup; e++) seen.elems[e] = first + e < vocab ? counts[first + e] : 0;
-    }
+    for (uint32_t e = 0; e < kGroup; e++) any |= group.counts.elems[e];
+    if (any == 0) return;
 #pragma unroll
     for (uint32_t e = 0; e < kGroup; e++) {
-      const uint32_t count = seen.elems[e] & 0x7fffu;
-      if (seen.elems[e] == 0) continue;
+      const uint32_t count = group.counts.elems[e] & 0x7fffu;
+      if (group.counts.elems[e] == 0) continue;
       x[e] = x[e] > 0.f ? x[e] / repetition : x[e] * repetition;
       x[e] -= frequency * static_cast<float>(count);
       if (count > 0) x[e] -= presence;
@@ -90,14 +112,39 @@ struct Row {
   }
 };
 
-// Whether a draw is the arg max, and whether it is restricted to a part of the vocabulary.
-__device__ __forceinline__ bool is_greedy(const msgl_sample_spec &s) {
-  return s.temperature == 0.f || s.top_k == 1;
+// Calls visit(first, group) for the groups that the block's threads take of tokens begin .. end - 1, with several
+// loads on their way. Every thread of the block makes every call, also for groups past the end.
+template <int kAhead, typename Tokens, typename Visit>
+__device__ __forceinline__ void each_group(const Tokens &tokens, uint32_t begin, uint32_t end, Visit &&visit) {
+  const uint32_t stride = blockDim.x * kGroup;
+#pragma unroll 1
+  for (uint32_t base = begin; base < end; base += kAhead * stride) {
+    typename Tokens::Group groups[kAhead];
+#pragma unroll
+    for (int i = 0; i < kAhead; i++) groups[i] = tokens.fetch(base + i * stride + threadIdx.x * kGroup, end);
+#pragma unroll
+    for (int i = 0; i < kAhead; i++) {
+      if (base + i * stride < end) visit(base + i * stride + threadIdx.x * kGroup, groups[i]);
+    }
+  }
 }
-__device__ __forceinline__ bool is_filtered(const msgl_sample_spec &s, uint32_t vocab) {
-  const bool has_top_k = s.top_k > 1 && static_cast<uint32_t>(s.top_k) < vocab;
-  return !is_greedy(s) && (has_top_k || s.top_p < 1.f || s.min_p > 0.f);
-}
+
+// What a draw asks for.
+struct Kind {
+  bool is_greedy;    // the arg max
+  bool has_top_k;
+  bool has_top_p;
+  bool has_min_p;
+
+  __device__ Kind(const msgl_sample_spec &s, uint32_t vocab)
+      : is_greedy(s.temperature == 0.f || s.top_k == 1),
+        has_top_k(!is_greedy && s.top_k > 1 && static_cast<uint32_t>(s.top_k) < vocab),
+        has_top_p(!is_greedy && s.top_p < 1.f),
+        has_min_p(!is_greedy && s.min_p > 0.f) {}
+
+  // Restricted to a part of the vocabulary.
+  __device__ bool is_filtered() const { return has_top_k || has_top_p || has_min_p; }
+};
 
 // The best token so far: the largest score, ties to the lowest id. No token has a score of minus infinity.
 struct Best {
@@ -134,10 +181,13 @@ __device__ __forceinline__ void take_noisy(Best &best, const float (&x)[kGroup],
   const float bound = key_float(__reduce_max_sync(~0u, float_key(best.score)));
 #pragma unroll
   for (uint32_t half = 0; half < kGroup; half += 4) {
-    const float top = fmaxf(fmaxf(x[half], x[half + 1]), fmaxf(x[half + 2], x[half + 3]));
-    if (top == -INFINITY || top * inv_temperature + kMaxNoise < bound) continue;
+    const float top = fmaxf(fmaxf(x[half], x[half + 1]), fmaxf(x[half + 2], x[half + 3])) * inv_temperature;
+    if (top == -INFINITY || top + kMaxNoise < bound) continue;
     const uint4 noise = token_noise(spec.seed, spec.position, (first + half) / 4);
     const uint32_t bits[4] = {noise.x, noise.y, noise.z, noise.w};
+    // First the four at once: the largest u with the largest logit.
+    const float most = unit_open(max(max(bits[0], bits[1]), max(bits[2], bits[3])));
+    if (!(1.f - most < __expf(top - bound) * kRounding)) continue;
 #pragma unroll
     for (uint32_t e = 0; e < 4; e++) {
       const float u = unit_open(bits[e]), scaled = x[half + e] * inv_temperature;
@@ -182,37 +232,30 @@ struct SoftmaxSum {
 
 // What one chunk of a row gives to the whole.
 struct Partial {
-  Best best;            // of the greedy or the unrestricted draw
-  SoftmaxSum tempered;  // of penalised logits / temperature, where the draw is restricted
-  SoftmaxSum raw;       // of the model's logits, where log probabilities are asked for
+  Best best;       // of the greedy or the unrestricted draw; of the logits where the draw is restricted
+  SoftmaxSum raw;  // of the model's logits, where log probabilities are asked for
 
-  __device__ __forceinline__ static Partial none() {
-    return {Best::none(), SoftmaxSum::none(), SoftmaxSum::none()};
-  }
+  __device__ __forceinline__ static Partial none() { return {Best::none(), SoftmaxSum::none()}; }
 
-  // Merges what lane ^ offset has. The softmax sums cost exponentials: only those that the row needs.
-  __device__ __forceinline__ void merge_lane(int offset, float inv_temperature, bool filtered, bool logprobs) {
-    best.take(__shfl_xor_sync(~0u, best.score, offset), __shfl_xor_sync(~0u, best.token, offset));
-    if (filtered) tempered.merge(tempered.shuffled(offset), inv_temperature);
-    if (logprobs) raw.merge(raw.shuffled(offset), 1.f);
-  }
-
-  __device__ __forceinline__ void merge_warp(float inv_temperature, bool filtered, bool logprobs) {
-    for (int offset = 1; offset < kWarpSize; offset *= 2) merge_lane(offset, inv_temperature, filtered, logprobs);
+  // Merges what lane ^ offset has. The softmax sums cost exponentials: only where the row needs them.
+  __device__ __forceinline__ void merge_warp(bool logprobs) {
+    for (int offset = 1; offset < kWarpSize; offset *= 2) {
+      best.take(__shfl_xor_sync(~0u, best.score, offset), __shfl_xor_sync(~0u, best.token, offset));
+      if (logprobs) raw.merge(raw.shuffled(offset), 1.f);
+    }
   }
 };
 
 // Merges the block's partials in a fixed order; every thread of warp 0 gets the result. `shared` has an entry a
 // warp, and the block has at most 32 warps.
-__device__ __forceinline__ Partial block_merge(Partial mine, float inv_temperature, bool filtered, bool logprobs,
-                                               Partial *shared) {
-  mine.merge_warp(inv_temperature, filtered, logprobs);
+__device__ __forceinline__ Partial block_merge(Partial mine, bool logprobs, Partial *shared) {
+  mine.merge_warp(logprobs);
   __syncthreads();
   if (threadIdx.x % kWarpSize == 0) shared[threadIdx.x / kWarpSize] = mine;
   __syncthreads();
   if (threadIdx.x < kWarpSize) {
     mine = threadIdx.x < blockDim.x / kWarpSize ? shared[threadIdx.x] : Partial::none();
-    mine.merge_warp(inv_temperature, filtered, logprobs);
+    mine.merge_warp(logprobs);
   }
   return mine;
 }

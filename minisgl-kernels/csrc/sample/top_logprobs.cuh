@@ -4,7 +4,7 @@
 // thread that held it looks for its next one. At most twenty rounds, for the few requests that ask.
 #pragma once
 
-#include "sample/row.cuh"
+#include "sample/candidates.cuh"
 
 namespace msgl {
 
@@ -16,15 +16,15 @@ __device__ __forceinline__ uint64_t rank_of(float x, uint32_t token) {
 template <typename T>
 __device__ uint64_t best_below(const Row<T> &row, uint64_t limit) {
   uint64_t best = 0;
-  for (uint32_t first = threadIdx.x * kGroup; first < row.vocab; first += blockDim.x * kGroup) {
+  each_group<kFinishAhead>(row, 0, row.vocab, [&](uint32_t first, const auto &group) {
     float x[kGroup];
-    row.load_raw(first, row.vocab, x);
+    row.raw_values(group, x);
 #pragma unroll
     for (uint32_t e = 0; e < kGroup; e++) {
       const uint64_t rank = rank_of(x[e], first + e);
       if (first + e < row.vocab && rank < limit && rank > best) best = rank;
     }
-  }
+  });
   return best;
 }
 

@@ -29,6 +29,9 @@ constexpr uint32_t kSharedMost = 224 * 1024;
 constexpr uint32_t kResidentBudget = 40 * 1024;
 constexpr uint32_t kResidentMost = 136 * 1024;
 
+// Bytes of weights of a CTA beyond which a deeper ring is worth more than the overlap.
+constexpr uint32_t kLongCta = 192 * 1024;
+
 // Groups that a warp takes of a stage: the fewer rows, the longer. Many short stages would cost their barriers.
 __host__ __device__ constexpr uint32_t groups_of_stage(uint32_t row_tiles) { return row_tiles == 1 ? 4 : 2; }
 
@@ -81,7 +84,8 @@ inline SkinnyShape skinny_shape(uint32_t rows, uint32_t n, uint32_t k, bool is_g
   const uint32_t fixed = x_bytes + 2 * s.partial_bytes + squares_bytes;
   const uint32_t stages = ceil_div(k, s.chunk) * ceil_div(cta_units, s.pass_units);
   const uint32_t beside = (kSharedBudget - (fixed < kSharedBudget ? fixed : kSharedBudget)) / s.stage_bytes;
-  const bool fits_beside = x_bytes <= kResidentBudget && beside >= (stages < 2 ? stages : 2);
+  const bool is_long = static_cast<uint64_t>(cta_units) * unit_rows * k * 2 > kLongCta;
+  const bool fits_beside = !is_long && x_bytes <= kResidentBudget && beside >= (stages < 2 ? stages : 2);
   s.depth = fits_beside ? beside : (kSharedMost - fixed) / s.stage_bytes;
   if (s.depth > stages) s.depth = stages;
   if (s.depth > kSkinnyMaxDepth) s.depth = kSkinnyMaxDepth;

@@ -136,41 +136,46 @@ __device__ void skinny_copy(const msgl_skinny_params &p, const SkinnyShape &s, u
       }
     }
   }
+  // Not earlier: the next grid's weights would compete with those that are still to come here.
+  grid_launch_next();
   if (!has_waited) wait_for_grid(stage);
 }
 
 // Brings the columns of x that this warp multiplies to shared memory, times the norm's weight where there is a norm,
-// and leaves the sums of their squares.
-template <typename T, int kTokenTiles>
+// and leaves the sums of their squares. Loads go out in batches: one after the other would each cost the latency of L2.
+template <typename T, int kTokenTiles, bool kHasNorm>
 __device__ void skinny_load_x(const msgl_skinny_params &p, const SkinnyShape &s, char *x_shared, float *squares) {
-  constexpr uint32_t kBatch = kTokenTiles == 1 ? 4 : 1;
+  constexpr uint32_t kBatch = kTokenTiles > 2 ? 1 : (kHasNorm ? 4 : 8) / kTokenTiles;
   const uint32_t warp = threadIdx.x / 32, quad = threadIdx.x % 32 / 4, in_quad = threadIdx.x % 4;
   const T *x = static_cast<const T *>(p.x), *norm = static_cast<const T *>(p.norm);
   const uint32_t groups = p.k / kGroup;
+  // A single token leaves seven quads without one: they take other groups of it.
+  const bool is_single = kTokenTiles == 1 && p.rows == 1;
+  const uint32_t step = (is_single ? 8 : 1) * kSkinnyWarps;
   float square[kTokenTiles] = {};
-  for (uint32_t first = warp; first < groups; first += kBatch * kSkinnyWarps) {
+  for (uint32_t first = warp + (is_single ? quad * kSkinnyWarps : 0); first < groups; first += kBatch * step) {
     uint4 v[kBatch][kTokenTiles], w[kBatch];
 #pragma unroll
     for (uint32_t b = 0; b < kBatch; b++) {
-      const uint32_t group = first + b * kSkinnyWarps, column = group * kGroup + in_quad * 8;
+      const uint32_t group = first + b * step, column = group * kGroup + in_quad * 8;
       if (group >= groups) break;
 #pragma unroll
       for (int m = 0; m < kTokenTiles; m++) {
-        const uint32_t token = m * 8 + quad;
+        const uint32_t token = is_single ? 0 : m * 8 + quad;
         if (token < p.rows) v[b][m] = *reinterpret_cast<const uint4 *>(x + static_cast<uint64_t>(token) * p.k + column);
       }
-      if (norm != nullptr) w[b] = *reinterpret_cast<const uint4 *>(norm + column);
+      if constexpr (kHasNorm) w[b] = *reinterpret_cast<const uint4 *>(norm + column);
     }
 #pragma unroll
     for (uint32_t b = 0; b < kBatch; b++) {
-      const uint32_t group = first + b * kSkinnyWarps, column = group * kGroup + in_quad * 8;
+      const uint32_t group = first + b * step, column = group * kGroup + in_quad * 8;
       if (group >= groups) break;
 #pragma unroll
       for (int m = 0; m < kTokenTiles; m++) {
-        const uint32_t token = m * 8 + quad;
+        const uint32_t token = is_single ? 0 : m * 8 + quad;
         if (token >= p.rows) continue;
         uint4 value = v[b][m];
-        if (norm != nullptr) {
+        if constexpr (kHasNorm) {
           square[m] += sum_squares<T>(value);
           value.x = multiply_pairs<T>(value.x, w[b].x);
           value.y = multiply_pairs<T>(value.y, w[b].y);
@@ -181,12 +186,17 @@ __device__ void skinny_load_x(const msgl_skinny_params &p, const SkinnyShape &s,
       }
     }
   }
-  if (norm != nullptr) {
+  if constexpr (kHasNorm) {
+    __syncwarp();
 #pragma unroll
     for (int m = 0; m < kTokenTiles; m++) {
       square[m] += __shfl_xor_sync(~0u, square[m], 1);
       square[m] += __shfl_xor_sync(~0u, square[m], 2);
-      if (in_quad == 0 && m * 8 + quad < p.rows) squares[warp * p.rows + m * 8 + quad] = square[m];
+      if (is_single) {
+        for (int offset = 4; offset < kWarpSize; offset *= 2) square[m] += __shfl_xor_sync(~0u, square[m], offset);
+      }
+      const uint32_t token = m * 8 + quad;
+      if (in_quad == 0 && token < p.rows) squares[warp * p.rows + token] = square[m];
     }
   }
   __syncwarp();
@@ -265,7 +275,6 @@ __global__ void __launch_bounds__(kSkinnyThreads, kTokenTiles <= 2 ? 2 : 1)
   float *partials = reinterpret_cast<float *>(dynamic_shared + s.partial_offset);
   float *squares = reinterpret_cast<float *>(dynamic_shared + s.squares_offset);
 
-  grid_launch_next();
   if (threadIdx.x < s.depth) {
     mbarrier_init(full + threadIdx.x * 8, 1);
     mbarrier_init(empty + threadIdx.x * 8, kSkinnyWarps);
@@ -278,7 +287,14 @@ __global__ void __launch_bounds__(kSkinnyThreads, kTokenTiles <= 2 ? 2 : 1)
   }
   // Also keeps these warps from polling while the grid before is at work.
   grid_wait();
-  if (s.is_resident) skinny_load_x<T, kTokenTiles>(p, s, dynamic_shared + s.x_offset, squares);
+  if (s.is_resident) {
+    char *x_shared = dynamic_shared + s.x_offset;
+    if (p.norm != nullptr) {
+      skinny_load_x<T, kTokenTiles, true>(p, s, x_shared, squares);
+    } else {
+      skinny_load_x<T, kTokenTiles, false>(p, s, x_shared, squares);
+    }
+  }
 
   const uint32_t quad = lane / 4, in_quad = lane % 4;
   const uint32_t chunks = ceil_div(p.k, kChunk);
