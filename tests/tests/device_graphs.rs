@@ -2,10 +2,13 @@
 //! only, and none.
 #![cfg(feature = "cuda")]
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use minisgl_engine::config::{Device, EngineConfig};
 use minisgl_engine::request::Request;
 use minisgl_engine::{DType, Engine};
-use minisgl_kernels::cuda::num_devices;
+use minisgl_kernels::cuda::{Cuda, CudaOptions, num_devices};
+use minisgl_kernels::{Backend, KernelError};
 use minisgl_reference::{Decoder, Precision};
 use minisgl_tests::harness::{Generated, greedy, run};
 use minisgl_tests::models::{ModelKind, TestModel, random_tokens};
@@ -119,4 +122,40 @@ fn qwen3_bf16() {
 #[test]
 fn qwen3_f16_plain_kernels() {
     check(ModelKind::Qwen3, DType::F16, 24);
+}
+
+/// Backends that are opened and dropped on other threads wait for the whole context, which spoils captures.
+#[test]
+fn captures_survive_backends_that_come_and_go() {
+    if num_devices() == 0 {
+        println!("skipped: no GPU");
+        return;
+    }
+    let is_over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        for _ in 0..3 {
+            scope.spawn(|| {
+                while !is_over.load(Ordering::Relaxed) {
+                    drop(Cuda::open(CudaOptions::default()).expect("a GPU that can be used"));
+                }
+            });
+        }
+        let outcome = capture_many();
+        is_over.store(true, Ordering::Relaxed);
+        outcome.expect("graphs, and replays of them");
+    });
+}
+
+fn capture_many() -> Result<(), KernelError> {
+    let mut cuda = Cuda::open(CudaOptions::default())?;
+    let mut tensor = |rows, cols| cuda.tensor("test tensor", DType::BF16, rows, cols);
+    let (x, weight, mut out) = (tensor(8, 64)?, tensor(64, 64)?, tensor(8, 64)?);
+    // Algorithms are chosen by measurement, outside of a capture.
+    cuda.linear(&mut out, &x, &weight, None, 8)?;
+    for _ in 0..300 {
+        let graph =
+            cuda.capture(&mut |cuda| (0..20).try_for_each(|_| cuda.linear(&mut out, &x, &weight, None, 8)))?;
+        cuda.replay(&graph)?;
+    }
+    cuda.synchronize()
 }

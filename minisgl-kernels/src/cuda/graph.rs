@@ -7,7 +7,7 @@ use cudarc::driver::{result, sys};
 
 use super::Cuda;
 use super::device::{Device, Event};
-use crate::Result;
+use crate::{KernelError, Result};
 
 /// A recorded sequence of ops. The memory that the ops were given must live as long.
 pub struct CudaGraph {
@@ -28,32 +28,26 @@ impl Drop for CudaGraph {
     }
 }
 
+/// How often a capture is begun again that another thread has spoiled.
+const MAX_ATTEMPTS: usize = 64;
+
 /// See [`Backend::capture`](crate::Backend::capture).
+///
+/// A capture is short, and is invalidated when another thread waits for the whole context meanwhile, as cuBLASLt does
+/// where another engine of this process starts or ends: then it is begun again, and `body` called again.
 pub(crate) fn capture(cuda: &mut Cuda, body: &mut dyn FnMut(&mut Cuda) -> Result<()>) -> Result<CudaGraph> {
     const OP: &str = "capture";
     cuda.outside_capture(OP)?;
     cuda.blas.end_measurements();
-    let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
-    // SAFETY: the stream lives as long as `cuda`.
-    cuda.device.check(OP, unsafe { result::stream::begin_capture(cuda.stream.raw(), mode) })?;
-    cuda.is_capturing = true;
-    let recorded = body(cuda);
-    cuda.is_capturing = false;
-    // The capture ends also where the body failed: the stream must be usable afterwards.
-    // SAFETY: the stream is the one whose capture began above.
-    let ended = unsafe { result::stream::end_capture(cuda.stream.raw()) };
-    let graph = match (recorded, ended) {
-        (Ok(()), Ok(graph)) => graph,
-        (Ok(()), Err(e)) => return cuda.device.check(OP, Err(e)),
-        (Err(error), ended) => {
-            if let Ok(graph) = ended
-                && !graph.is_null()
-            {
-                // SAFETY: the graph was just made and nothing else refers to it.
-                let _ = unsafe { result::graph::destroy(graph) };
-            }
-            return Err(error);
+    let mut attempt = 1;
+    let graph = loop {
+        match record(cuda, body)? {
+            Recording::Graph(graph) => break graph,
+            Recording::Failed(error) => return Err(error),
+            Recording::Invalidated(error) if attempt == MAX_ATTEMPTS => return Err(error),
+            Recording::Invalidated(_) => attempt += 1,
         }
+        std::thread::sleep(Duration::from_millis(1));
     };
     // SAFETY: the graph was just made; once instantiated it is not needed any more, and is destroyed either way.
     let (exec, _) = unsafe {
@@ -65,6 +59,44 @@ pub(crate) fn capture(cuda: &mut Cuda, body: &mut dyn FnMut(&mut Cuda) -> Result
     // SAFETY: graph and stream are alive. Uploading now takes the work off the first replay.
     cuda.device.check(OP, unsafe { result::graph::upload(graph.exec, cuda.stream.raw()) })?;
     Ok(graph)
+}
+
+/// What came of an attempt to record.
+enum Recording {
+    Graph(sys::CUgraph),
+    /// An op refused its arguments, or the device is lost.
+    Failed(KernelError),
+    /// Somebody else disturbed it. The stream is as before.
+    Invalidated(KernelError),
+}
+
+fn record(cuda: &mut Cuda, body: &mut dyn FnMut(&mut Cuda) -> Result<()>) -> Result<Recording> {
+    const OP: &str = "capture";
+    let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
+    // SAFETY: the stream lives as long as `cuda`.
+    cuda.device.check(OP, unsafe { result::stream::begin_capture(cuda.stream.raw(), mode) })?;
+    cuda.is_capturing = true;
+    let recorded = body(cuda);
+    cuda.is_capturing = false;
+    // The capture ends also where the body failed: the stream must be usable afterwards.
+    // SAFETY: the stream is the one whose capture began above.
+    let ended = unsafe { result::stream::end_capture(cuda.stream.raw()) };
+    let is_invalidated =
+        ended.as_ref().is_err_and(|e| e.0 == sys::CUresult::CUDA_ERROR_STREAM_CAPTURE_INVALIDATED);
+    let error = match (recorded, cuda.device.check(OP, ended)) {
+        (Ok(()), Ok(graph)) => return Ok(Recording::Graph(graph)),
+        (Ok(()), Err(error)) => error,
+        (Err(error), ended) => {
+            if let Ok(graph) = ended
+                && !graph.is_null()
+            {
+                // SAFETY: the graph was just made and nothing else refers to it.
+                let _ = unsafe { result::graph::destroy(graph) };
+            }
+            error
+        }
+    };
+    Ok(if is_invalidated { Recording::Invalidated(error) } else { Recording::Failed(error) })
 }
 
 /// See [`Backend::replay`](crate::Backend::replay).
