@@ -12,8 +12,8 @@ namespace {
 template <typename T, int kElems, msgl_activation kActivation>
 __global__ void act_mul_kernel(msgl_act_mul_params p) {
   using V = Vec<T, kElems>;
-  grid_launch_next();
   grid_wait();
+  grid_launch_next();
   const uint32_t vecs = p.ffn / kElems;
   const uint32_t i = blockIdx.y * blockDim.x + threadIdx.x;
   if (i >= vecs) return;

@@ -13,8 +13,8 @@ constexpr uint32_t kThreads = 256;
 template <typename T>
 __global__ void add_kernel(msgl_add_params p) {
   using V = Vec<T>;
-  grid_launch_next();
   grid_wait();
+  grid_launch_next();
   const uint64_t i = blockIdx.x * static_cast<uint64_t>(kThreads) + threadIdx.x;
   const uint64_t first = i * V::kSize;
   T *residual = static_cast<T *>(p.residual) + first;

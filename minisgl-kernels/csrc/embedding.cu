@@ -16,8 +16,8 @@ namespace {
 
 template <typename Unit>
 __global__ void embedding_kernel(msgl_embedding_params p, uint32_t units) {
-  grid_launch_next();
   grid_wait();
+  grid_launch_next();
   const uint32_t t = blockIdx.x;
   const int32_t id = p.token_ids[t];
   uint32_t token = static_cast<uint32_t>(id);

@@ -11,8 +11,8 @@ namespace {
 
 template <typename Unit>
 __global__ void gather_samples_kernel(msgl_gather_samples_params p, uint32_t units) {
-  grid_launch_next();
   grid_wait();
+  grid_launch_next();
   const uint32_t s = blockIdx.x;
   const uint32_t t = p.sample_tokens[s];
   if (t >= p.x_rows) return;

@@ -18,8 +18,8 @@ constexpr uint32_t kMaxThreads = 1024;
 template <typename T, bool kAdd, int kVecs>
 __global__ void __launch_bounds__(kMaxThreads) rms_norm_kernel(msgl_rms_norm_params p) {
   using V = Vec<T>;
-  grid_launch_next();
   grid_wait();
+  grid_launch_next();
   __shared__ float shared[kWarpSize];
   const uint32_t vecs = p.cols / V::kSize;
   const uint64_t row = static_cast<uint64_t>(blockIdx.x) * vecs;
@@ -66,8 +66,8 @@ __global__ void __launch_bounds__(kMaxThreads) rms_norm_kernel(msgl_rms_norm_par
 
 template <typename T, bool kAdd>
 __global__ void rms_norm_any_kernel(msgl_rms_norm_params p) {
-  grid_launch_next();
   grid_wait();
+  grid_launch_next();
   __shared__ float shared[kWarpSize];
   const uint64_t row = static_cast<uint64_t>(blockIdx.x) * p.cols;
   const T *x = static_cast<const T *>(p.x) + row;

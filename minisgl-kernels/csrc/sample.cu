@@ -16,6 +16,8 @@
 // Bound by bandwidth for greedy rows (two bytes a token), by the noise (ten rounds of Philox for four tokens, two
 // logarithms each) for the others: a token that cannot win even with the largest noise is passed over. The two
 // launches exist because one row alone must be spread over many SMs.
+#include "launch.cuh"
+#include "ptx/grid.cuh"
 #include "sample/filter.cuh"
 #include "sample/histogram.cuh"
 #include "sample/row.cuh"
@@ -39,6 +41,8 @@ uint32_t chunk_tokens(uint32_t vocab) {
 template <typename T>
 __global__ void __launch_bounds__(kScanThreads, kScanBlocks) scan_kernel(msgl_sample_params p, uint32_t chunk) {
   __shared__ Partial shared[kScanThreads / kWarpSize];
+  grid_wait();
+  grid_launch_next();
   const uint32_t sample = blockIdx.y;
   const msgl_sample_spec spec = p.samples[sample];
   if (spec.seq_row >= p.max_rows) return;
@@ -103,6 +107,8 @@ __global__ void __launch_bounds__(kFinishThreads) finish_kernel(msgl_sample_para
     uint64_t ranks[kWarpSize];
   } shared;
   __shared__ Partial whole;
+  grid_wait();
+  grid_launch_next();
   const uint32_t sample = blockIdx.x;
   const msgl_sample_spec spec = p.samples[sample];
   if (spec.seq_row >= p.max_rows) return;
@@ -193,8 +199,9 @@ extern "C" int msgl_sample(const msgl_sample_params *params, msgl_stream stream)
   const uint32_t num_chunks = ceil_div(params->vocab, chunk);
   const dim3 grid(num_chunks, params->num_samples);
   MSGL_DISPATCH_DTYPE(params->dtype, {
-    scan_kernel<T><<<grid, kScanThreads, 0, as_stream(stream)>>>(*params, chunk);
-    finish_kernel<T><<<params->num_samples, kFinishThreads, 0, as_stream(stream)>>>(*params, num_chunks);
+    launch_overlapped(scan_kernel<T>, grid, kScanThreads, 0, as_stream(stream), *params, chunk);
+    launch_overlapped(finish_kernel<T>, params->num_samples, kFinishThreads, 0, as_stream(stream), *params,
+                      num_chunks);
   })
   return launch_status();
 }

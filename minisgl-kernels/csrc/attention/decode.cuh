@@ -11,8 +11,10 @@
 // whatever its size, so heads of 64 are read in pairs, which makes rows of 256 bytes of them too.
 #pragma once
 #include "decode_head.cuh"
+#include "launch.cuh"
 #include "ptx/bulk.cuh"
 #include "ptx/cp_async.cuh"
+#include "ptx/grid.cuh"
 #include "ptx/mbarrier.cuh"
 
 namespace msgl {
@@ -197,6 +199,8 @@ __global__ void __launch_bounds__(DecodeShape<kHeadDim>::kThreads, DecodeShape<k
     const uint32_t warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     const float scale_log2 = params.scale * kLog2E;
 
+    grid_wait();
+    grid_launch_next();
     const PlanView view = plan_view(params.sizes, params.plan);
     // All loads at once: at small batches the time is a chain of such loads.
     const PlanBucket bucket = view.buckets[blockIdx.x];
@@ -283,7 +287,7 @@ int launch_decode(const msgl_attention_params& params, cudaStream_t stream) {
     const cudaError_t status =
         cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, Shape::kSharedBytes);
     if (status != cudaSuccess) return status;
-    kernel<<<params.sizes.decode_ctas, Shape::kThreads, Shape::kSharedBytes, stream>>>(params);
+    launch_overlapped(kernel, params.sizes.decode_ctas, Shape::kThreads, Shape::kSharedBytes, stream, params);
     return cudaGetLastError();
 }
 

@@ -6,8 +6,10 @@
 // nothing is merged at a job's end, and a warp writes its own rows.
 #pragma once
 #include "decode_head.cuh"
+#include "launch.cuh"
 #include "ptx/bulk.cuh"
 #include "ptx/cp_async.cuh"
+#include "ptx/grid.cuh"
 #include "ptx/mbarrier.cuh"
 
 namespace msgl {
@@ -48,6 +50,8 @@ __global__ void __launch_bounds__(32 * (max_page_heads(kHeadDim) + 1), 1)
     __shared__ SharedJobs shared_jobs;
     const uint32_t warp = threadIdx.x / 32, lane = threadIdx.x % 32;
 
+    grid_wait();
+    grid_launch_next();
     const PlanView view = plan_view(params.sizes, params.plan);
     const PlanBucket bucket = view.buckets[blockIdx.x];
     if (blockIdx.x >= view.header->active_ctas) return;
@@ -140,7 +144,8 @@ int launch_decode_pages(const msgl_attention_params& params, cudaStream_t stream
     const cudaError_t status =
         cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shape.shared_bytes);
     if (status != cudaSuccess) return status;
-    kernel<<<params.sizes.decode_ctas, 32 * (params.sizes.heads_per_job + 1), shape.shared_bytes, stream>>>(params);
+    launch_overlapped(kernel, params.sizes.decode_ctas, 32 * (params.sizes.heads_per_job + 1), shape.shared_bytes,
+                      stream, params);
     return cudaGetLastError();
 }
 
