@@ -196,52 +196,6 @@ impl<B: Backend, T: Tap<B>> Backend for Tapped<B, T> {
         self.inner.norm_gated_linear(out, normed, gate_up, x, norm, eps, weight, bias, activation, rows)
     }
 
-    fn add(&mut self, residual: &mut Tensor<B::Buf>, x: &Tensor<B::Buf>, rows: usize) -> Result<()> {
-        self.inner.add(residual, x, rows)
-    }
-
-    fn norm_linear(
-        &mut self,
-        out: &mut Tensor<B::Buf>,
-        normed: &mut Tensor<B::Buf>,
-        x: &Tensor<B::Buf>,
-        norm: &Tensor<B::Buf>,
-        eps: f32,
-        weight: &Tensor<B::Buf>,
-        bias: Option<&Tensor<B::Buf>>,
-        rows: usize,
-    ) -> Result<()> {
-        self.inner.norm_linear(out, normed, x, norm, eps, weight, bias, rows)
-    }
-
-    fn linear_add(
-        &mut self,
-        residual: &mut Tensor<B::Buf>,
-        delta: &mut Tensor<B::Buf>,
-        x: &Tensor<B::Buf>,
-        weight: &Tensor<B::Buf>,
-        bias: Option<&Tensor<B::Buf>>,
-        rows: usize,
-    ) -> Result<()> {
-        self.inner.linear_add(residual, delta, x, weight, bias, rows)
-    }
-
-    fn norm_gated_linear(
-        &mut self,
-        out: &mut Tensor<B::Buf>,
-        normed: &mut Tensor<B::Buf>,
-        gate_up: &mut Tensor<B::Buf>,
-        x: &Tensor<B::Buf>,
-        norm: &Tensor<B::Buf>,
-        eps: f32,
-        weight: &Tensor<B::Buf>,
-        bias: Option<&Tensor<B::Buf>>,
-        activation: Activation,
-        rows: usize,
-    ) -> Result<()> {
-        self.inner.norm_gated_linear(out, normed, gate_up, x, norm, eps, weight, bias, activation, rows)
-    }
-
     fn rope_store_kv(
         &mut self,
         qkv: &mut Tensor<B::Buf>,
