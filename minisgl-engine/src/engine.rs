@@ -164,9 +164,12 @@ impl Engine {
 
     #[cfg(feature = "cuda")]
     fn start_cuda(config: EngineConfig, ordinal: usize, progress: Option<OnProgress>) -> Result<Self> {
+        use minisgl_kernels::cuda::{Cuda, CudaOptions, LinearKernel};
+
         let AttentionBackend { prefill, decode } = config.attention_backend;
-        let options = minisgl_kernels::cuda::CudaOptions { ordinal, prefill, decode, ..Default::default() };
-        Self::start_with(config, progress, move || minisgl_kernels::cuda::Cuda::open(options))
+        let linear = if config.batch_invariant { LinearKernel::Cublas } else { LinearKernel::Auto };
+        let options = CudaOptions { ordinal, prefill, decode, linear, ..CudaOptions::default() };
+        Self::start_with(config, progress, move || Cuda::open(options))
     }
 
     /// Starts on a backend of the caller's making; `make` runs on the engine's thread.

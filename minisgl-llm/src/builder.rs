@@ -87,6 +87,13 @@ impl LLMBuilder {
         self
     }
 
+    /// Gives a request the same bits whatever the size of its batch, on CUDA too, at the cost of speed in batches of up
+    /// to 64. On the CPU it is always so. Default: false.
+    pub fn batch_invariant(mut self, is_invariant: bool) -> Self {
+        self.config.batch_invariant = is_invariant;
+        self
+    }
+
     /// Share of the device's memory that the engine may hold in all, in (0, 1]; on the CPU it is a share of what
     /// is free at start. Default 0.9 on a GPU, 0.5 on the CPU.
     pub fn memory_ratio(mut self, ratio: f64) -> Self {

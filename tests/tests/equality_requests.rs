@@ -32,6 +32,7 @@ fn base() -> EngineConfig {
         num_page_override: Some(1024),
         max_seq_len_override: Some(256),
         threads: Some(2),
+        batch_invariant: true,
         ..EngineConfig::new(MODEL)
     }
 }
