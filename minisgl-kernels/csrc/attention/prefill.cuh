@@ -5,7 +5,7 @@
 // that they see. Rows are (token, head of the group) pairs, so a group reads each K and V once, and a chunk of few
 // tokens still fills a tile. K and V have one buffer each: V arrives under Q K^T, the next K under softmax and P V.
 // Each row of a buffer is padded by 16 bytes, which makes its length an odd number of bank groups: ldmatrix without
-// conflicts for every head size. Tiles come from the plan, longest first, all KV heads of a tile together.
+// conflicts for every head size. Tiles come in the plan's order, all KV heads of a tile together.
 #pragma once
 #include <climits>
 

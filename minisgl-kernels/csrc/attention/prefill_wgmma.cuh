@@ -1,7 +1,7 @@
 // `fa` on Hopper: prefill over pages with wgmma (after Shah et al. 2024, FlashAttention-3).
 //
-// Bound by the tensor cores on long prompts. A CTA stays on its SM and draws tiles from the plan, longest first, until
-// none is left. Its first warpgroup fetches queries, K and V (prefill_load.cuh); each of the others owns 64 rows of
+// Bound by the tensor cores on long prompts. A CTA stays on its SM and draws tiles in the plan's order until none is
+// left. Its first warpgroup fetches queries, K and V (prefill_load.cuh); each of the others owns 64 rows of
 // the tile. Rows are (token, head of the group) pairs, as in prefill.cuh.
 //
 // Two things overlap with a warpgroup's softmax: its own product of the weights before with V, which is issued

@@ -31,7 +31,7 @@ pub(super) struct Families {
 
 /// Resolves what the user asked for; none where only the plain kernel has the head size.
 ///
-/// `auto` is `fa` for prefill, which is faster than `trtllm` at every size measured, and `fi` for decode, which
+/// `auto` is `fa` for prefill, whose kernels are `trtllm`'s too and take pages of any size, and `fi` for decode, which
 /// is as fast as `trtllm` on large batches and faster on small ones.
 ///
 /// # Errors
