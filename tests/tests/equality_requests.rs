@@ -27,12 +27,13 @@ fn seed() -> u64 {
 
 fn base() -> EngineConfig {
     EngineConfig {
-        dtype: Some(DType::BF16),
+        // On CUDA a row's last bits may depend on the batch, which in 16 bits changes tokens.
+        dtype: Some(if device() == Device::Cpu { DType::BF16 } else { DType::F32 }),
         device: device(),
         num_page_override: Some(1024),
         max_seq_len_override: Some(256),
         threads: Some(2),
-        batch_invariant: true,
+        small_batch_kernels: false,
         ..EngineConfig::new(MODEL)
     }
 }
