@@ -5,7 +5,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use minisgl_llm::{
-    CacheType, DType, Engine, EngineConfig, FinishReason, LLM, LLMParts, Output, SamplingParams, Tokenizer,
+    CacheType, DType, Device, Engine, EngineConfig, FinishReason, LLM, LLMParts, Output, SamplingParams,
+    Tokenizer,
 };
 use minisgl_tests::harness::device;
 use minisgl_tests::models::{noise, random_tokens};
