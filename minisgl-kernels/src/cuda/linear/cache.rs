@@ -10,6 +10,11 @@ use std::{env, fs, io, process};
 use super::Shape;
 use super::skinny::Key;
 
+/// Whether our own kernel computes a product.
+type Choices = HashMap<Key, bool>;
+/// The place of cuBLASLt's fastest algorithm in its list.
+type Algorithms = HashMap<Shape, usize>;
+
 /// In the first line; changes with the format.
 const TITLE: &str = "mini-sgl linear layers 1";
 
@@ -19,9 +24,9 @@ pub(super) struct Cache {
     path: Option<PathBuf>,
     title: String,
     /// Whether the skinny kernel was faster.
-    choices: HashMap<Key, bool>,
+    choices: Choices,
     /// Which of cuBLASLt's guesses was the fastest.
-    algorithms: HashMap<Shape, usize>,
+    algorithms: Algorithms,
 }
 
 impl Cache {
@@ -99,7 +104,7 @@ impl Cache {
     }
 
     /// All or nothing: a file with one wrong line is not to be trusted.
-    fn parse(&self, text: &str) -> Result<(HashMap<Key, bool>, HashMap<Shape, usize>), String> {
+    fn parse(&self, text: &str) -> Result<(Choices, Algorithms), String> {
         let mut lines = text.lines();
         let title = lines.next().unwrap_or_default();
         if title != self.title {
