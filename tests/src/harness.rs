@@ -1,5 +1,6 @@
-//! Runs requests through an engine and waits for what comes back.
+//! What end-to-end tests share: settings from the environment, and requests run through an engine.
 
+use std::hash::{BuildHasher, RandomState};
 use std::sync::mpsc;
 use std::time::Duration;
 
@@ -19,6 +20,26 @@ pub fn device() -> Device {
         Ok(name) => name.parse().expect("MINISGL_TEST_DEVICE"),
         Err(_) => Device::Cpu,
     }
+}
+
+/// Where random inputs start: `MINISGL_TEST_SEED`, or a fresh seed. It is printed, so that a failure can be had again.
+///
+/// # Panics
+/// If the variable is no whole number.
+pub fn seed() -> u64 {
+    let seed = number("MINISGL_TEST_SEED").unwrap_or_else(fresh_seed);
+    println!("MINISGL_TEST_SEED={seed}");
+    seed
+}
+
+pub(crate) fn fresh_seed() -> u64 {
+    RandomState::new().hash_one(0)
+}
+
+/// The whole number in an environment variable.
+pub(crate) fn number(name: &str) -> Option<u64> {
+    let value = std::env::var(name).ok()?;
+    Some(value.parse().unwrap_or_else(|_| panic!("{name} is '{value}', expected a whole number")))
 }
 
 /// What one request gave.

@@ -15,6 +15,15 @@ pub fn bundled() -> PathBuf {
     PathBuf::from("../models/rust-docs-6m")
 }
 
+/// The oracle's precision that stores as `dtype` does.
+pub fn precision(dtype: DType) -> Precision {
+    match dtype {
+        DType::BF16 => Precision::Bf16,
+        DType::F16 => Precision::F16,
+        DType::F32 => Precision::F32,
+    }
+}
+
 /// A model family and the quirks that tests turn on in it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ModelKind {

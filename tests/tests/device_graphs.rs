@@ -9,21 +9,11 @@ use minisgl_engine::request::Request;
 use minisgl_engine::{DType, Engine};
 use minisgl_kernels::cuda::{Cuda, CudaOptions, num_devices};
 use minisgl_kernels::{Backend, KernelError};
-use minisgl_reference::{Decoder, Precision};
-use minisgl_tests::harness::{Generated, greedy, run};
-use minisgl_tests::models::{ModelKind, TestModel, random_tokens};
+use minisgl_reference::Decoder;
+use minisgl_tests::harness::{Generated, greedy, run, seed};
+use minisgl_tests::models::{ModelKind, TestModel, precision, random_tokens};
 
 const MAX_TOKENS: usize = 16;
-
-fn seed() -> u64 {
-    let seed = std::env::var("MINISGL_TEST_SEED").ok().and_then(|seed| seed.parse().ok());
-    let seed = seed.unwrap_or_else(|| {
-        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
-        now.map_or(0, |now| now.as_nanos() as u64)
-    });
-    println!("MINISGL_TEST_SEED={seed}");
-    seed
-}
 
 /// Twelve prompts that end after different numbers of tokens, so that the batch shrinks through all sizes.
 fn requests(seed: u64, vocab: usize) -> Vec<Request> {
@@ -34,12 +24,7 @@ fn requests(seed: u64, vocab: usize) -> Vec<Request> {
 /// How far below the largest logit of f64 a token's may be: two logits move, each by twice what a naive decoder in the
 /// dtype is off at worst.
 fn slack(model: &TestModel, dtype: DType, requests: &[Request], outputs: &[Generated]) -> f64 {
-    let precision = match dtype {
-        DType::F32 => Precision::F32,
-        DType::F16 => Precision::F16,
-        DType::BF16 => Precision::Bf16,
-    };
-    let naive = Decoder { precision, ..model.oracle.clone() };
+    let naive = Decoder { precision: precision(dtype), ..model.oracle.clone() };
     let mut error: f64 = 0.0;
     for (request, output) in requests.iter().zip(outputs) {
         let tokens = [&request.token_ids[..], &output.tokens].concat();

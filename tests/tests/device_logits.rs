@@ -5,24 +5,14 @@ use minisgl_engine::DType;
 use minisgl_engine::config::{CacheType, Device, EngineConfig};
 use minisgl_engine::request::Request;
 use minisgl_kernels::cpu::{Cpu, CpuOptions};
-use minisgl_reference::{Decoder, Precision};
-use minisgl_tests::harness::{device, greedy};
-use minisgl_tests::models::{ModelKind, TestModel, random_tokens};
+use minisgl_reference::Decoder;
+use minisgl_tests::harness::{device, greedy, seed};
+use minisgl_tests::models::{ModelKind, TestModel, precision, random_tokens};
 use minisgl_tests::tap::{Recorded, record};
 
 const MAX_TOKENS: usize = 5;
 /// The family's own size, which only plain kernels have, and those of the tensor core kernels.
 const HEAD_DIMS: [Option<usize>; 4] = [None, Some(64), Some(96), Some(128)];
-
-fn seed() -> u64 {
-    let seed = std::env::var("MINISGL_TEST_SEED").ok().and_then(|seed| seed.parse().ok());
-    let seed = seed.unwrap_or_else(|| {
-        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
-        now.map_or(0, |now| now.as_nanos() as u64)
-    });
-    println!("MINISGL_TEST_SEED={seed}");
-    seed
-}
 
 fn run(model: &TestModel, dtype: DType, device: Device, requests: &[Request]) -> Vec<Recorded> {
     let config = EngineConfig {
@@ -56,14 +46,9 @@ struct Errors {
 
 /// How far the logits after `prompt` are from f64, and how far a naive decoder in the dtype is.
 fn errors(model: &TestModel, dtype: DType, prompt: &[u32], (output, rows): &Recorded) -> Errors {
-    let precision = match dtype {
-        DType::F32 => Precision::F32,
-        DType::F16 => Precision::F16,
-        DType::BF16 => Precision::Bf16,
-    };
     let tokens = [prompt, &output.tokens[..output.tokens.len() - 1]].concat();
     let exact = model.oracle.logits(&tokens);
-    let naive = Decoder { precision, ..model.oracle.clone() }.logits(&tokens);
+    let naive = Decoder { precision: precision(dtype), ..model.oracle.clone() }.logits(&tokens);
     let mut errors = Errors { found: 0.0, naive: 0.0, size: 0.0 };
     let exact_rows = exact.iter().zip(&naive).skip(prompt.len() - 1);
     for ((exact, naive), found) in exact_rows.zip(rows) {

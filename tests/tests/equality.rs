@@ -4,7 +4,7 @@ use minisgl_engine::config::{CacheType, EngineConfig};
 use minisgl_engine::request::{FinishReason, Request, RequestParams};
 use minisgl_engine::{DType, Engine};
 use minisgl_reference::{Decoder, Precision};
-use minisgl_tests::harness::{Generated, device, greedy, run};
+use minisgl_tests::harness::{Generated, device, greedy, run, seed};
 use minisgl_tests::models::{ModelKind, TestModel, random_tokens};
 
 const MAX_TOKENS: usize = 24;
@@ -61,16 +61,6 @@ fn generate(config: EngineConfig, requests: &[Request]) -> Vec<Generated> {
 
 fn tokens(outputs: &[Generated]) -> Vec<&[u32]> {
     outputs.iter().map(|output| output.tokens.as_slice()).collect()
-}
-
-fn seed() -> u64 {
-    let seed = std::env::var("MINISGL_TEST_SEED").ok().and_then(|seed| seed.parse().ok());
-    let seed = seed.unwrap_or_else(|| {
-        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
-        now.map_or(0, |now| now.as_nanos() as u64)
-    });
-    println!("MINISGL_TEST_SEED={seed}");
-    seed
 }
 
 fn equals_oracle(kind: ModelKind, shards: usize) {

@@ -8,23 +8,13 @@ use minisgl_llm::{
     CacheType, DType, Device, Engine, EngineConfig, FinishReason, LLM, LLMParts, Output, SamplingParams,
     Tokenizer,
 };
-use minisgl_tests::harness::device;
+use minisgl_tests::harness::{device, seed};
 use minisgl_tests::models::{noise, random_tokens};
 
 /// From the package's directory, where Cargo starts a test.
 const MODEL: &str = "../models/rust-docs-6m";
 const VOCAB: usize = 4090;
 const MAX_TOKENS: usize = 20;
-
-fn seed() -> u64 {
-    let seed = std::env::var("MINISGL_TEST_SEED").ok().and_then(|seed| seed.parse().ok());
-    let seed = seed.unwrap_or_else(|| {
-        use std::hash::{BuildHasher, RandomState};
-        RandomState::new().hash_one(0)
-    });
-    println!("MINISGL_TEST_SEED={seed}");
-    seed
-}
 
 fn base() -> EngineConfig {
     EngineConfig {

@@ -9,18 +9,8 @@ use minisgl_engine::request::Request;
 use minisgl_engine::{DType, Engine};
 use minisgl_kernels::cpu::{Cpu, CpuOptions};
 use minisgl_kernels::{Backend, Tensor};
-use minisgl_tests::harness::{greedy, run};
+use minisgl_tests::harness::{greedy, run, seed};
 use minisgl_tests::models::{ModelKind, TestModel, noise, random_tokens};
-
-fn seed() -> u64 {
-    let seed = std::env::var("MINISGL_TEST_SEED").ok().and_then(|seed| seed.parse().ok());
-    let seed = seed.unwrap_or_else(|| {
-        use std::hash::{BuildHasher, RandomState};
-        RandomState::new().hash_one(0)
-    });
-    println!("MINISGL_TEST_SEED={seed}");
-    seed
-}
 
 fn spec(kind: ModelKind) -> ModelSpec {
     let model = TestModel::random(kind, DType::F32, 1, 1, &[]);

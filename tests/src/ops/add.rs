@@ -11,16 +11,17 @@ pub(super) fn cases<B: Backend>() -> OpCases<B> {
     OpCases { name: "add", check, bench }
 }
 
+/// Rows that are added to those of a residual stream.
 #[derive(Clone, Debug)]
-struct Case {
-    dtype: DType,
-    rows: usize,
-    spare_rows: usize,
-    cols: usize,
-    seed: u64,
+pub(super) struct Case {
+    pub(super) dtype: DType,
+    pub(super) rows: usize,
+    pub(super) spare_rows: usize,
+    pub(super) cols: usize,
+    pub(super) seed: u64,
 }
 
-fn strategy() -> impl Strategy<Value = Case> {
+pub(super) fn strategy() -> impl Strategy<Value = Case> {
     let cols = one_of(&[1, 2, 5, 8, 16, 17, 31, 64, 100, 129, 256, 1000, 2048, 3584]);
     (dtype(), 1..20usize, 0..3usize, cols, any::<u64>())
         .prop_map(|(dtype, rows, spare_rows, cols, seed)| Case { dtype, rows, spare_rows, cols, seed })
@@ -46,15 +47,15 @@ fn check_case<B: Backend>(backend: &mut B, _: &CheckConfig, case: &Case) -> Resu
     same_bits("residual, again", &run(backend, rows)?, &found)?;
     same_bits("residual of the first row alone", &run(backend, 1)?, &found[..cols])?;
 
+    check_sums(dtype, &found, &before, &x.written())
+}
+
+/// Whether `found` is `before + x`: one f32 addition, then one rounding to storage, exact enough to be compared bit by
+/// bit.
+pub(super) fn check_sums(dtype: DType, found: &[f64], before: &[f64], x: &[f64]) -> Result<(), Failure> {
     let p = precision(dtype);
-    // One f32 addition, then one rounding to storage: exact enough to be compared bit by bit.
-    let sum = |(&r, x): (&f64, &f64)| Precision::F32.store(p.store(r) + x);
-    bitwise(
-        "residual",
-        p,
-        &found,
-        &before.iter().zip(x.written()).map(|(r, x)| sum((r, &x))).collect::<Vec<_>>(),
-    )
+    let sums: Vec<f64> = before.iter().zip(x).map(|(&r, &x)| Precision::F32.store(p.store(r) + x)).collect();
+    bitwise("residual", p, found, &sums)
 }
 
 fn check_refusals<B: Backend>(backend: &mut B) -> Result<(), Failure> {

@@ -1,31 +1,14 @@
 use minisgl_kernels::{Backend, DType};
 use minisgl_reference::{Precision, rms_norm};
-use proptest::prelude::*;
 
+use super::add::{Case, check_sums, strategy};
 use super::bench::{BenchCase, Workload, noise};
-use super::support::{
-    Failure, Guarded, Rng, bitwise, close, dtype, expect_err, one_of, precision, same_bits,
-};
+use super::support::{Failure, Guarded, Rng, close, expect_err, precision, same_bits};
 use super::{CheckConfig, OpCases, fixed, property};
 
 /// What this op is checked and timed on.
 pub(super) fn cases<B: Backend>() -> OpCases<B> {
     OpCases { name: "add_rms_norm", check, bench }
-}
-
-#[derive(Clone, Debug)]
-struct Case {
-    dtype: DType,
-    rows: usize,
-    spare_rows: usize,
-    cols: usize,
-    seed: u64,
-}
-
-fn strategy() -> impl Strategy<Value = Case> {
-    let cols = one_of(&[1, 2, 5, 8, 16, 17, 31, 64, 100, 129, 256, 1000, 2048, 3584]);
-    (dtype(), 1..20usize, 0..3usize, cols, any::<u64>())
-        .prop_map(|(dtype, rows, spare_rows, cols, seed)| Case { dtype, rows, spare_rows, cols, seed })
 }
 
 fn check<B: Backend>(backend: &mut B, config: &CheckConfig) -> Result<(), String> {
@@ -59,9 +42,7 @@ fn check_case<B: Backend>(backend: &mut B, _: &CheckConfig, case: &Case) -> Resu
 
     let p = precision(dtype);
     let (x, weight) = (x.written(), weight.written());
-    // The sum is one f32 addition, then one rounding to storage: exact enough to be compared bit by bit.
-    let sums: Vec<f64> = before.iter().zip(&x).map(|(&r, &x)| Precision::F32.store(p.store(r) + x)).collect();
-    bitwise("residual", p, &residual, &sums)?;
+    check_sums(dtype, &residual, &before, &x)?;
     let exact = rms_norm(&residual, &weight, f64::from(eps), Precision::F64);
     let naive = rms_norm(&residual, &weight, f64::from(eps), p);
     let floor = |i: usize| 8.0 * DType::F32.epsilon() * exact[i].abs();

@@ -141,6 +141,25 @@ impl Workload {
     }
 }
 
+/// Tensors taken in turn, so many that caches have forgotten each when it is met again.
+pub struct Rotation<Buf> {
+    tensors: Vec<Tensor<Buf>>,
+    turn: usize,
+}
+
+impl<Buf> Rotation<Buf> {
+    /// `count` tensors, each made by `make` from its number.
+    pub fn new(count: usize, make: impl FnMut(usize) -> Result<Tensor<Buf>>) -> Result<Self> {
+        Ok(Self { tensors: (0..count).map(make).collect::<Result<_>>()?, turn: 0 })
+    }
+
+    /// The next in turn.
+    pub fn turn(&mut self) -> &Tensor<Buf> {
+        self.turn = (self.turn + 1) % self.tensors.len();
+        &self.tensors[self.turn]
+    }
+}
+
 /// Runs recorded in one graph: about the layers of a small model.
 const GRAPH_RUNS: u32 = 24;
 

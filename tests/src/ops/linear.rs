@@ -2,9 +2,10 @@ use minisgl_kernels::{Backend, DType};
 use minisgl_reference::{Precision, linear};
 use proptest::prelude::*;
 
-use super::bench::{BenchCase, ModelShape, Workload, noise};
+use super::bench::{BenchCase, ModelShape, Rotation, Workload, noise};
+use super::fused::{Layer, product_property, sums_of_magnitudes};
 use super::support::{Failure, Guarded, Rng, close, dtype, expect_err, one_of, precision, same_bits};
-use super::{CheckConfig, OpCases, fixed, property};
+use super::{CheckConfig, OpCases, fixed};
 
 /// What this op is checked and timed on.
 pub(super) fn cases<B: Backend>() -> OpCases<B> {
@@ -45,13 +46,7 @@ fn strategy() -> impl Strategy<Value = Case> {
 }
 
 fn check<B: Backend>(backend: &mut B, config: &CheckConfig) -> Result<(), String> {
-    property(backend, config, strategy(), |backend, config, case| {
-        match check_case(backend, config, case) {
-            // Matrix engines want rows of whole vectors; no model has others.
-            Err(failure) if failure.is_unsupported() && !case.k.is_multiple_of(8) => Ok(()),
-            result => result,
-        }
-    })?;
+    product_property(backend, config, strategy(), |case| case.k, check_case)?;
     fixed(backend, "arguments that do not fit", check_refusals)
 }
 
@@ -59,21 +54,15 @@ fn check_case<B: Backend>(backend: &mut B, config: &CheckConfig, case: &Case) ->
     let &Case { dtype, f32_out, bias, rows, spare_rows, k, n, seed } = case;
     let mut rng = Rng::new(seed);
     let x_values = rng.activations(rows * k);
-    let mut weight = Guarded::new(backend, dtype, n, k, &rng.normals(n * k, 0.0, 1.0 / (k as f64).sqrt()))?;
-    let bias_values = rng.normals(n, 0.0, 1.0);
-    let mut bias = if bias { Some(Guarded::new(backend, dtype, 1, n, &bias_values)?) } else { None };
+    let mut layer = Layer::random(backend, &mut rng, dtype, (n, k), bias)?;
     let out_dtype = if f32_out { DType::F32 } else { dtype };
     let mut run = |backend: &mut B, x_values: &[f64]| {
         let rows = x_values.len() / k;
         let mut x = Guarded::new(backend, dtype, rows + spare_rows, k, x_values)?;
         let mut out = Guarded::poisoned(backend, out_dtype, rows + spare_rows, n)?;
-        let bias_tensor = bias.as_ref().map(|bias| &bias.tensor);
-        backend.linear(&mut out.tensor, &x.tensor, &weight.tensor, bias_tensor, rows)?;
+        backend.linear(&mut out.tensor, &x.tensor, layer.weight(), layer.bias(), rows)?;
         x.unchanged(backend, "x")?;
-        weight.unchanged(backend, "weight")?;
-        if let Some(bias) = &mut bias {
-            bias.unchanged(backend, "bias")?;
-        }
+        layer.unchanged(backend)?;
         Ok::<_, Failure>((out.read_rows(backend, "out", rows)?, x.written()[..rows * k].to_vec()))
     };
     let (found, x) = run(backend, &x_values)?;
@@ -88,15 +77,13 @@ fn check_case<B: Backend>(backend: &mut B, config: &CheckConfig, case: &Case) ->
         same_bits(&what, &part, &found[first * n..(first + count) * n])?;
     }
 
-    let (weight, bias) = (weight.written(), bias.map(|bias| bias.written()));
+    let (weight, bias) = layer.written();
     let bias = bias.as_deref();
     for (found, x) in [(&found, &x), (&part, &part_x)] {
         let exact = linear(x, &weight, bias, k, Precision::F64);
         let naive = linear(x, &weight, bias, k, precision(out_dtype));
         // One f32 rounding of the sum of magnitudes: six deviations of the error of a sequential f32 sum.
-        let magnitudes = |v: &[f64]| v.iter().map(|x| x.abs()).collect::<Vec<_>>();
-        let bias = bias.map(magnitudes);
-        let mut sums = linear(&magnitudes(x), &magnitudes(&weight), bias.as_deref(), k, Precision::F64);
+        let mut sums = sums_of_magnitudes(x, &weight, bias, k);
         if config.truncates_sums && dtype != DType::F32 {
             sums.iter_mut().zip(partial_sums(x, &weight, k)).for_each(|(sum, partial)| *sum += partial);
         }
@@ -146,14 +133,8 @@ fn bench<B: Backend>(w: &Workload) -> Vec<BenchCase<B>> {
             let out_dtype = if logits { w.logits_dtype } else { w.dtype };
             let x = noise(backend, w.dtype, rows, k)?;
             let mut out = backend.tensor("out", out_dtype, rows, n)?;
-            let weights = (0..w.copies(weight_bytes))
-                .map(|_| noise(backend, w.dtype, n, k))
-                .collect::<minisgl_kernels::Result<Vec<_>>>()?;
-            let mut turn = 0;
-            Ok(move |backend: &mut B| {
-                turn = (turn + 1) % weights.len();
-                backend.linear(&mut out, &x, &weights[turn], None, rows)
-            })
+            let mut weights = Rotation::new(w.copies(weight_bytes), |_| noise(backend, w.dtype, n, k))?;
+            Ok(move |backend: &mut B| backend.linear(&mut out, &x, weights.turn(), None, rows))
         })
     };
     let rows = w.tokens();

@@ -1,10 +1,10 @@
 use minisgl_kernels::{Backend, DType};
 use minisgl_reference::{Precision, linear};
 
-use super::bench::{BenchCase, ModelShape, Workload, noise};
-use super::fused::{Case, strategy};
+use super::bench::{BenchCase, ModelShape, Rotation, Workload, noise};
+use super::fused::{Case, Layer, product_property, strategy, sums_of_magnitudes};
 use super::support::{Failure, Guarded, Rng, close, expect_err, precision, same_bits};
-use super::{CheckConfig, OpCases, fixed, property};
+use super::{CheckConfig, OpCases, fixed};
 
 /// What this op is checked and timed on.
 pub(super) fn cases<B: Backend>() -> OpCases<B> {
@@ -12,11 +12,7 @@ pub(super) fn cases<B: Backend>() -> OpCases<B> {
 }
 
 fn check<B: Backend>(backend: &mut B, config: &CheckConfig) -> Result<(), String> {
-    property(backend, config, strategy(), |backend, config, case| match check_case(backend, config, case) {
-        // Matrix engines want rows of whole vectors; no model has others.
-        Err(failure) if failure.is_unsupported() && !case.k.is_multiple_of(8) => Ok(()),
-        result => result,
-    })?;
+    product_property(backend, config, strategy(), |case| case.k, check_case)?;
     fixed(backend, "arguments that do not fit", check_refusals)
 }
 
@@ -24,21 +20,16 @@ fn check_case<B: Backend>(backend: &mut B, config: &CheckConfig, case: &Case) ->
     let &Case { dtype, bias, rows, spare_rows, k, n, seed } = case;
     let mut rng = Rng::new(seed);
     let (x_values, before) = (rng.activations(rows * k), rng.activations(rows * n));
-    let mut weight = Guarded::new(backend, dtype, n, k, &rng.normals(n * k, 0.0, 1.0 / (k as f64).sqrt()))?;
-    let bias_values = rng.normals(n, 0.0, 1.0);
-    let mut bias = if bias { Some(Guarded::new(backend, dtype, 1, n, &bias_values)?) } else { None };
+    let mut layer = Layer::random(backend, &mut rng, dtype, (n, k), bias)?;
     let mut run = |backend: &mut B, rows: usize| {
         let mut x = Guarded::new(backend, dtype, rows + spare_rows, k, &x_values[..rows * k])?;
         let mut residual = Guarded::new(backend, dtype, rows + spare_rows, n, &before[..rows * n])?;
         let mut delta = Guarded::poisoned(backend, dtype, rows + spare_rows, n)?;
-        let (residual_before, bias_tensor) = (residual.written(), bias.as_ref().map(|bias| &bias.tensor));
+        let residual_before = residual.written();
         let (r, d) = (&mut residual.tensor, &mut delta.tensor);
-        backend.linear_add(r, d, &x.tensor, &weight.tensor, bias_tensor, rows)?;
+        backend.linear_add(r, d, &x.tensor, layer.weight(), layer.bias(), rows)?;
         x.unchanged(backend, "x")?;
-        weight.unchanged(backend, "weight")?;
-        if let Some(bias) = &mut bias {
-            bias.unchanged(backend, "bias")?;
-        }
+        layer.unchanged(backend)?;
         let found = residual.read_rows(backend, "residual", rows)?;
         Ok::<_, Failure>((found, x.written()[..rows * k].to_vec(), residual_before[..rows * n].to_vec()))
     };
@@ -49,15 +40,13 @@ fn check_case<B: Backend>(backend: &mut B, config: &CheckConfig, case: &Case) ->
         same_bits("residual of the first row alone", &first, &found[..n])?;
     }
 
-    let (weight, bias) = (weight.written(), bias.map(|bias| bias.written()));
+    let (weight, bias) = layer.written();
     let (bias, p) = (bias.as_deref(), precision(dtype));
     let delta = linear(&x, &weight, bias, k, Precision::F64);
     let exact: Vec<f64> = before.iter().zip(&delta).map(|(r, d)| r + d).collect();
     let rounded = linear(&x, &weight, bias, k, p);
     let naive: Vec<f64> = before.iter().zip(&rounded).map(|(r, d)| p.store(r + d)).collect();
-    let magnitudes = |v: &[f64]| v.iter().map(|x| x.abs()).collect::<Vec<_>>();
-    let sums =
-        linear(&magnitudes(&x), &magnitudes(&weight), bias.map(magnitudes).as_deref(), k, Precision::F64);
+    let sums = sums_of_magnitudes(&x, &weight, bias, k);
     // The f32 sum of a product as in `linear`, and what it adds, which may be rounded before it is added.
     let lost =
         |i: usize| DType::F32.epsilon() * (sums[i] + exact[i].abs()) + dtype.epsilon() / 2.0 * delta[i].abs();
@@ -94,17 +83,13 @@ fn bench<B: Backend>(w: &Workload) -> Vec<BenchCase<B>> {
             let mut residual = noise(backend, w.dtype, rows, hidden)?;
             let mut delta = backend.tensor("delta", w.dtype, rows, hidden)?;
             // Small enough that the residual stays finite over thousands of runs.
-            let weights = (0..w.copies(weight_bytes))
-                .map(|seed| {
-                    let mut weight = backend.tensor("weights", w.dtype, hidden, k)?;
-                    backend.fill_random(&mut weight, 0.0, 1e-4, seed as u64)?;
-                    Ok(weight)
-                })
-                .collect::<minisgl_kernels::Result<Vec<_>>>()?;
-            let mut turn = 0;
+            let mut weights = Rotation::new(w.copies(weight_bytes), |seed| {
+                let mut weight = backend.tensor("weights", w.dtype, hidden, k)?;
+                backend.fill_random(&mut weight, 0.0, 1e-4, seed as u64)?;
+                Ok(weight)
+            })?;
             Ok(move |backend: &mut B| {
-                turn = (turn + 1) % weights.len();
-                backend.linear_add(&mut residual, &mut delta, &x, &weights[turn], None, rows)
+                backend.linear_add(&mut residual, &mut delta, &x, weights.turn(), None, rows)
             })
         })
     };

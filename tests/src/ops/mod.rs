@@ -33,6 +33,7 @@ mod rope_store_kv;
 mod sample;
 mod support;
 
+use crate::harness::{fresh_seed, number};
 use bench::{BenchCase, Workload};
 use support::{Failure, Rng};
 
@@ -58,21 +59,9 @@ pub struct CheckConfig {
 impl CheckConfig {
     /// `MINISGL_TEST_CASES` cases (by default `cases`) from `MINISGL_TEST_SEED` (by default a fresh one).
     pub fn from_env(cases: u32) -> Self {
-        let number = |name: &str| {
-            let value = std::env::var(name).ok()?;
-            Some(
-                value
-                    .parse::<u64>()
-                    .unwrap_or_else(|_| panic!("{name} is '{value}', expected a whole number")),
-            )
-        };
-        let fresh = || {
-            use std::hash::{BuildHasher, RandomState};
-            RandomState::new().hash_one(0)
-        };
         Self {
             cases: number("MINISGL_TEST_CASES").map_or(cases, |n| n as u32),
-            seed: number("MINISGL_TEST_SEED").unwrap_or_else(fresh),
+            seed: number("MINISGL_TEST_SEED").unwrap_or_else(fresh_seed),
             batch_invariant: true,
             truncates_sums: false,
             shrink: true,

@@ -1,10 +1,10 @@
 use minisgl_kernels::{Backend, DType};
 use minisgl_reference::{Precision, linear, rms_norm};
 
-use super::bench::{BenchCase, ModelShape, Workload, noise};
-use super::fused::{Case, rounding_of_x, strategy};
+use super::bench::{BenchCase, ModelShape, Rotation, Workload, noise};
+use super::fused::{Case, Layer, product_property, rounding_of_x, strategy};
 use super::support::{Failure, Guarded, Rng, close, expect_err, precision, same_bits};
-use super::{CheckConfig, OpCases, fixed, property};
+use super::{CheckConfig, OpCases, fixed};
 
 /// What this op is checked and timed on.
 pub(super) fn cases<B: Backend>() -> OpCases<B> {
@@ -12,11 +12,7 @@ pub(super) fn cases<B: Backend>() -> OpCases<B> {
 }
 
 fn check<B: Backend>(backend: &mut B, config: &CheckConfig) -> Result<(), String> {
-    property(backend, config, strategy(), |backend, config, case| match check_case(backend, config, case) {
-        // Matrix engines want rows of whole vectors; no model has others.
-        Err(failure) if failure.is_unsupported() && !case.k.is_multiple_of(8) => Ok(()),
-        result => result,
-    })?;
+    product_property(backend, config, strategy(), |case| case.k, check_case)?;
     fixed(backend, "arguments that do not fit", check_refusals)
 }
 
@@ -26,9 +22,7 @@ fn check_case<B: Backend>(backend: &mut B, config: &CheckConfig, case: &Case) ->
     let out_dtype = if rng.chance(0.3) { DType::F32 } else { dtype };
     let x_values = rng.activations(rows * k);
     let mut norm = Guarded::new(backend, dtype, 1, k, &rng.normals(k, 1.0, 0.3))?;
-    let mut weight = Guarded::new(backend, dtype, n, k, &rng.normals(n * k, 0.0, 1.0 / (k as f64).sqrt()))?;
-    let bias_values = rng.normals(n, 0.0, 1.0);
-    let mut bias = if bias { Some(Guarded::new(backend, dtype, 1, n, &bias_values)?) } else { None };
+    let mut layer = Layer::random(backend, &mut rng, dtype, (n, k), bias)?;
     let mut run = |backend: &mut B, x_values: &[f64]| {
         let rows = x_values.len() / k;
         let mut x = Guarded::new(backend, dtype, rows + spare_rows, k, x_values)?;
@@ -40,16 +34,13 @@ fn check_case<B: Backend>(backend: &mut B, config: &CheckConfig, case: &Case) ->
             &x.tensor,
             &norm.tensor,
             eps,
-            &weight.tensor,
-            bias.as_ref().map(|bias| &bias.tensor),
+            layer.weight(),
+            layer.bias(),
             rows,
         )?;
         x.unchanged(backend, "x")?;
         norm.unchanged(backend, "norm")?;
-        weight.unchanged(backend, "weight")?;
-        if let Some(bias) = &mut bias {
-            bias.unchanged(backend, "bias")?;
-        }
+        layer.unchanged(backend)?;
         Ok::<_, Failure>((out.read_rows(backend, "out", rows)?, x.written()[..rows * k].to_vec()))
     };
     let (found, x) = run(backend, &x_values)?;
@@ -59,7 +50,7 @@ fn check_case<B: Backend>(backend: &mut B, config: &CheckConfig, case: &Case) ->
         same_bits("out of the first row alone", &first, &found[..n])?;
     }
 
-    let (norm, weight, bias) = (norm.written(), weight.written(), bias.map(|bias| bias.written()));
+    let (norm, (weight, bias)) = (norm.written(), layer.written());
     let exactly = rms_norm(&x, &norm, f64::from(eps), Precision::F64);
     let naively = rms_norm(&x, &norm, f64::from(eps), precision(dtype));
     let exact = linear(&exactly, &weight, bias.as_deref(), k, Precision::F64);
@@ -96,13 +87,9 @@ fn bench<B: Backend>(w: &Workload) -> Vec<BenchCase<B>> {
             let (x, norm) = (noise(backend, w.dtype, rows, hidden)?, noise(backend, w.dtype, 1, hidden)?);
             let mut normed = backend.tensor("normed", w.dtype, rows, hidden)?;
             let mut out = backend.tensor("out", out_dtype, rows, n)?;
-            let weights = (0..w.copies(weight_bytes))
-                .map(|_| noise(backend, w.dtype, n, hidden))
-                .collect::<minisgl_kernels::Result<Vec<_>>>()?;
-            let mut turn = 0;
+            let mut weights = Rotation::new(w.copies(weight_bytes), |_| noise(backend, w.dtype, n, hidden))?;
             Ok(move |backend: &mut B| {
-                turn = (turn + 1) % weights.len();
-                backend.norm_linear(&mut out, &mut normed, &x, &norm, 1e-5, &weights[turn], None, rows)
+                backend.norm_linear(&mut out, &mut normed, &x, &norm, 1e-5, weights.turn(), None, rows)
             })
         })
     };

@@ -1,20 +1,11 @@
 use half::{bf16, f16};
 use minisgl_kernels::{Backend, DType, Tensor};
-use minisgl_reference::Precision;
 
 use super::Failure;
+use crate::models::precision;
 
 /// Bytes behind every buffer that no op may touch.
 const GUARD_BYTES: usize = 192;
-
-/// The oracle's precision that stores as `dtype` does.
-pub(crate) fn precision(dtype: DType) -> Precision {
-    match dtype {
-        DType::BF16 => Precision::Bf16,
-        DType::F16 => Precision::F16,
-        DType::F32 => Precision::F32,
-    }
-}
 
 /// A NaN with a payload, so that one made by arithmetic is told from one left alone.
 fn poison(dtype: DType) -> Vec<u8> {

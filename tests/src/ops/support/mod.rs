@@ -6,7 +6,8 @@ mod scene;
 mod strategy;
 mod tolerance;
 
-pub(crate) use device::{Guarded, Words, encode, precision};
+pub(crate) use crate::models::precision;
+pub(crate) use device::{Guarded, Words, encode};
 pub(crate) use rng::Rng;
 pub(crate) use scene::{Scene, SeqShape};
 pub(crate) use strategy::{dtype, one_of};
