@@ -110,7 +110,9 @@ fn qwen3_f16_plain_kernels() {
     check(ModelKind::Qwen3, DType::F16, 24);
 }
 
-/// Backends that are opened and dropped on other threads wait for the whole context, which spoils captures.
+/// Backends that are opened and dropped on other threads must neither spoil captures nor end the process.
+///
+/// Break: a `Handle` that is created in `Blas::new` and destroyed with it.
 #[test]
 fn captures_survive_backends_that_come_and_go() {
     if num_devices() == 0 {

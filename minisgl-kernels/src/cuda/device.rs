@@ -16,11 +16,15 @@ const MIN_DRIVER: i32 = 13000;
 const MIN_COMPUTE_CAPABILITY: (i32, i32) = (8, 0);
 
 /// One GPU with its primary context retained. Shared by every buffer, event and stream on it.
+///
+/// The context is never released: the runtime and cuBLASLt keep modules and handles in it for the life of the process,
+/// and a device that is opened again after the last one was dropped would find them in a context that is gone.
 pub(crate) struct Device {
+    /// Its number, as the driver counts.
+    pub(crate) ordinal: usize,
     /// As in `cuda:0`.
     label: String,
     name: String,
-    cu_device: sys::CUdevice,
     cu_ctx: sys::CUcontext,
     /// Streaming multiprocessors.
     pub(crate) num_sms: u32,
@@ -31,7 +35,7 @@ pub(crate) struct Device {
 }
 
 // SAFETY: the only field that is not plain data is the context handle, and driver calls with a context handle
-// are thread-safe; it is released once, in drop.
+// are thread-safe.
 unsafe impl Send for Device {}
 // SAFETY: as above; nothing is mutated through a shared reference.
 unsafe impl Sync for Device {}
@@ -66,11 +70,11 @@ impl Device {
         }
         let num_sms = read(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)? as u32;
         let l2_bytes = read(Attribute::CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE)?.max(0) as usize;
-        // SAFETY: `cu_device` is valid; the matching release is in drop.
+        // SAFETY: `cu_device` is valid.
         let cu_ctx = unsafe { result::primary_ctx::retain(cu_device) }
             .map_err(|e| driver("cuDevicePrimaryCtxRetain", e))?;
         let sm = (10 * capability.0 + capability.1) as u32;
-        let device = Arc::new(Self { label, name, cu_device, cu_ctx, num_sms, l2_bytes, sm });
+        let device = Arc::new(Self { ordinal, label, name, cu_ctx, num_sms, l2_bytes, sm });
         device.make_current()?;
         Ok(device)
     }
@@ -94,7 +98,7 @@ impl Device {
 
     /// Makes the context current on the calling thread.
     pub(crate) fn make_current(&self) -> Result<()> {
-        // SAFETY: the context was retained in `open` and is released only in drop.
+        // SAFETY: the context was retained in `open` and is never released.
         self.check("cuCtxSetCurrent", unsafe { result::ctx::set_current(self.cu_ctx) })
     }
 
@@ -142,14 +146,6 @@ impl Device {
     /// The typed error for `message`.
     pub(crate) fn error(&self, op: &'static str, message: String) -> KernelError {
         KernelError::Device { op, device: self.name(), message }
-    }
-}
-
-impl Drop for Device {
-    fn drop(&mut self) {
-        // SAFETY: retained once in `open`; nothing that uses the context outlives the last reference to self.
-        // An error cannot be handled here and does no harm: the process keeps the context.
-        let _ = unsafe { result::primary_ctx::release(self.cu_device) };
     }
 }
 

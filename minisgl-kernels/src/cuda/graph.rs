@@ -33,8 +33,8 @@ const MAX_ATTEMPTS: usize = 64;
 
 /// See [`Backend::capture`](crate::Backend::capture).
 ///
-/// A capture is short, and is invalidated when another thread waits for the whole context meanwhile, as cuBLASLt does
-/// where another engine of this process starts or ends: then it is begun again, and `body` called again.
+/// A capture is short, and is invalidated when another thread waits for the whole context meanwhile, as a library may
+/// that this process uses beside the engine: then it is begun again, and `body` called again.
 pub(crate) fn capture(cuda: &mut Cuda, body: &mut dyn FnMut(&mut Cuda) -> Result<()>) -> Result<CudaGraph> {
     const OP: &str = "capture";
     cuda.outside_capture(OP)?;

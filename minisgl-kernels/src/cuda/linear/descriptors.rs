@@ -5,6 +5,7 @@ use std::mem::MaybeUninit;
 use cudarc::cublaslt::result::{self, CublasError};
 use cudarc::cublaslt::sys::{self, cublasLtMatmulDescAttributes_t as DescAttribute};
 
+use super::handle::Handle;
 use crate::DType;
 
 /// `cublasOperation_t::CUBLAS_OP_T`, which the bindings of cuBLASLt alone do not have.
@@ -16,26 +17,6 @@ pub(crate) fn data_type(dtype: DType) -> sys::cudaDataType {
         DType::BF16 => sys::cudaDataType_t::CUDA_R_16BF,
         DType::F16 => sys::cudaDataType_t::CUDA_R_16F,
         DType::F32 => sys::cudaDataType_t::CUDA_R_32F,
-    }
-}
-
-/// The library's handle.
-pub(crate) struct Handle(pub(crate) sys::cublasLtHandle_t);
-
-// SAFETY: the library's calls with one handle are thread-safe; it is destroyed once, in drop.
-unsafe impl Send for Handle {}
-
-impl Handle {
-    /// The library must be loadable, and a context current.
-    pub(crate) fn new() -> Result<Self, CublasError> {
-        Ok(Self(result::create_handle()?))
-    }
-}
-
-impl Drop for Handle {
-    fn drop(&mut self) {
-        // SAFETY: created in `new`, destroyed here only.
-        let _ = unsafe { result::destroy_handle(self.0) };
     }
 }
 
@@ -90,7 +71,7 @@ impl Drop for MatmulDesc {
 
 /// Asks for algorithms that need at most `workspace_bytes`, likeliest first.
 pub(crate) fn candidates(
-    handle: &Handle,
+    handle: Handle,
     desc: &MatmulDesc,
     [a, b, d]: [&MatrixLayout; 3],
     workspace_bytes: usize,

@@ -11,6 +11,7 @@ mod cache;
 mod choice;
 mod descriptors;
 mod fused;
+mod handle;
 mod skinny;
 mod tune;
 
@@ -27,7 +28,8 @@ use super::memory::DeviceBuf;
 use super::{Cuda, check};
 use crate::{DType, KernelError, Result, Tensor};
 use cache::Cache;
-use descriptors::{Handle, MatmulDesc, MatrixLayout};
+use descriptors::{MatmulDesc, MatrixLayout};
+use handle::Handle;
 use skinny::Product;
 
 pub(crate) use fused::{add, linear_add, norm_gated_linear, norm_linear};
@@ -93,7 +95,7 @@ impl Blas {
 
     /// The library must be loadable; `tunes` lets kernels be chosen by measurement.
     pub(crate) fn new(device: &Arc<Device>, stream: &Stream, tunes: bool) -> Result<Self> {
-        let handle = Handle::new().map_err(|e| device.error("cublasLtCreate", e.to_string()))?;
+        let handle = Handle::of(device).map_err(|e| device.error("cublasLtCreate", e.to_string()))?;
         let workspace = DeviceBuf::zeroed(device, stream, "cuBLASLt workspace", WORKSPACE_BYTES)?;
         let cache = if tunes { Some(Cache::open(&device.kernels_key()?)) } else { None };
         Ok(Self { handle, workspace, plans: HashMap::new(), num_large_plans: 0, cache, flush: None })

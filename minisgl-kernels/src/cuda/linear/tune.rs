@@ -70,7 +70,7 @@ fn guesses(cuda: &Cuda, shape: Shape, limit: usize) -> Result<Vec<Plan>, CublasE
         ))
     };
     let (desc, weight, x, out) = make()?;
-    let found = candidates(&cuda.blas.handle, &desc, [&weight, &x, &out], WORKSPACE_BYTES, limit)?;
+    let found = candidates(cuda.blas.handle, &desc, [&weight, &x, &out], WORKSPACE_BYTES, limit)?;
     let plan = |result: cudarc::cublaslt::sys::cublasLtMatmulHeuristicResult_t| {
         let (desc, weight, x, out) = make()?;
         Ok(Plan { desc, weight, x, out, algo: result.algo, workspace_bytes: result.workspaceSize })
