@@ -2,7 +2,6 @@
 
 import json
 import pathlib
-import random
 
 import sglang
 
@@ -18,10 +17,6 @@ class Runner:
             disable_radix_cache=True,
         )
         self.vocab = json.loads(pathlib.Path(shape, "config.json").read_text())["vocab_size"]
-        self.random = random.Random(0)
-
-    def prompt(self, length):
-        return [self.random.randrange(self.vocab) for _ in range(length)]
 
     def run(self, prompts, max_tokens, temperature):
         params = [dict(temperature=temperature, max_new_tokens=n, ignore_eos=True) for n in max_tokens]

@@ -15,11 +15,7 @@ class Runner:
             torch.set_default_dtype(torch.bfloat16)
             self.model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="sdpa").eval()
         self.vocab = config.vocab_size
-        self.generator = torch.Generator().manual_seed(0)
         self.temperature_of_manager = None
-
-    def prompt(self, length):
-        return torch.randint(self.vocab, (length,), generator=self.generator).tolist()
 
     def run(self, prompts, max_tokens, temperature):
         """Output tokens of each request."""

@@ -1,7 +1,5 @@
 """vLLM's offline engine with dummy weights."""
 
-import random
-
 import vllm
 
 
@@ -16,10 +14,6 @@ class Runner:
             enable_prefix_caching=False,
         )
         self.vocab = self.llm.llm_engine.model_config.get_vocab_size()
-        self.random = random.Random(0)
-
-    def prompt(self, length):
-        return [self.random.randrange(self.vocab) for _ in range(length)]
 
     def run(self, prompts, max_tokens, temperature):
         params = [
