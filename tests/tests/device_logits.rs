@@ -36,12 +36,33 @@ fn run(model: &TestModel, dtype: DType, device: Device, requests: &[Request]) ->
     recorded.expect("a good model")
 }
 
-/// Largest distance of `found` from `exact`, and of `naive` from it.
+/// Distances of many logits from exact ones.
+#[derive(Clone, Copy, Default)]
+struct Distances {
+    largest: f64,
+    squares: f64,
+}
+
+impl Distances {
+    fn add(&mut self, distance: f64) {
+        self.largest = self.largest.max(distance.abs());
+        self.squares += distance * distance;
+    }
+
+    fn merge(&mut self, other: Self) {
+        self.largest = self.largest.max(other.largest);
+        self.squares += other.squares;
+    }
+}
+
+/// Of all logits of some prompts.
+#[derive(Clone, Copy, Default)]
 struct Errors {
-    found: f64,
-    naive: f64,
+    found: Distances,
+    naive: Distances,
     /// Largest logit.
     size: f64,
+    num: usize,
 }
 
 /// How far the logits after `prompt` are from f64, and how far a naive decoder in the dtype is.
@@ -49,27 +70,47 @@ fn errors(model: &TestModel, dtype: DType, prompt: &[u32], (output, rows): &Reco
     let tokens = [prompt, &output.tokens[..output.tokens.len() - 1]].concat();
     let exact = model.oracle.logits(&tokens);
     let naive = Decoder { precision: precision(dtype), ..model.oracle.clone() }.logits(&tokens);
-    let mut errors = Errors { found: 0.0, naive: 0.0, size: 0.0 };
+    let mut errors = Errors::default();
     let exact_rows = exact.iter().zip(&naive).skip(prompt.len() - 1);
     for ((exact, naive), found) in exact_rows.zip(rows) {
         assert_eq!(exact.len(), found.len());
         for ((&exact, naive), &found) in exact.iter().zip(naive).zip(found) {
             // `max` would drop a NaN.
             assert!(found.is_finite(), "{found}");
-            errors.found = errors.found.max((f64::from(found) - exact).abs());
-            errors.naive = errors.naive.max((naive - exact).abs());
+            errors.found.add(f64::from(found) - exact);
+            errors.naive.add(naive - exact);
             errors.size = errors.size.max(exact.abs());
+            errors.num += 1;
         }
     }
     errors
 }
 
-/// Over all rows of a model at once: rounding depends on the model more than on the token. Four times the naive run's
-/// error, as for goldens: both errors are walks through the same layers whose steps differ, and twice was exceeded by up to
-/// a twelfth in 2 of 36 models.
-fn tolerance(errors: &[Errors], dtype: DType) -> f64 {
-    let largest = |of: fn(&Errors) -> f64| errors.iter().map(of).fold(0.0, f64::max);
-    4.0 * largest(|e| e.naive) + dtype.epsilon() * largest(|e| e.size)
+impl Errors {
+    /// Of all prompts of a model at once: rounding depends on the model more than on the token.
+    fn of_model(of_prompts: impl IntoIterator<Item = Self>) -> Self {
+        of_prompts.into_iter().fold(Self::default(), |mut sum, errors| {
+            sum.found.merge(errors.found);
+            sum.naive.merge(errors.naive);
+            Self { size: sum.size.max(errors.size), num: sum.num + errors.num, ..sum }
+        })
+    }
+
+    /// The root mean square may be twice the naive run's: both are walks through the same layers that round as often, in
+    /// another order. (In 576 models on the CPU it was 1.06 times in 16 bits and 1.63 times in f32 at most.)
+    fn check(&self, what: &str, dtype: DType) {
+        let root_mean_square = |d: Distances| (d.squares / self.num as f64).sqrt();
+        let (found, naive) = (root_mean_square(self.found), root_mean_square(self.naive));
+        let allowed = 2.0 * naive + dtype.epsilon() * self.size;
+        assert!(found <= allowed, "{what}: root mean square {found:.3e} > {allowed:.3e}");
+        let (largest, allowed) = (self.found.largest, self.largest_allowed(dtype));
+        assert!(largest <= allowed, "{what}: {largest:.3e} > {allowed:.3e}");
+    }
+
+    /// A single logit's error is far from the mean now and then, in either run: twice what is allowed for the mean.
+    fn largest_allowed(&self, dtype: DType) -> f64 {
+        4.0 * self.naive.largest + dtype.epsilon() * self.size
+    }
 }
 
 fn check(kind: ModelKind, dtype: DType) {
@@ -85,17 +126,11 @@ fn check(kind: ModelKind, dtype: DType) {
             [1, 5, 33, 100].iter().map(|&len| random_tokens(seed, len as u32, len, vocab)).collect();
         let requests: Vec<_> = prompts.iter().map(|prompt| greedy(prompt, MAX_TOKENS)).collect();
         let recorded = run(&model, dtype, device(), &requests);
-        let of_device: Vec<_> = prompts
-            .iter()
-            .zip(&recorded)
-            .map(|(prompt, recorded)| errors(&model, dtype, prompt, recorded))
-            .collect();
-        let allowed = tolerance(&of_device, dtype);
-        for (prompt, errors) in prompts.iter().zip(&of_device) {
-            let len = prompt.len();
-            assert!(errors.found <= allowed, "{what}, prompt of {len}: {:.3e} > {allowed:.3e}", errors.found);
-        }
+        let of_prompts = prompts.iter().zip(&recorded);
+        let of_device = Errors::of_model(of_prompts.map(|(prompt, r)| errors(&model, dtype, prompt, r)));
+        of_device.check(&what, dtype);
         if device() != Device::Cpu {
+            let allowed = of_device.largest_allowed(dtype);
             against_cpu(&what, &model, dtype, &prompts, &recorded, allowed);
         }
     }
