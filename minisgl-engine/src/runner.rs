@@ -160,11 +160,7 @@ impl<B: Backend> Runner<B> {
 
     /// Records a decode step of `size` sequences.
     fn capture(&mut self, size: usize) -> Result<()> {
-        let mut inputs = StepInputs { cu_q_lens: vec![0], ..StepInputs::default() };
-        pad_decode(&mut inputs, size);
-        self.backend.begin_step(&mut self.inputs, &inputs, &mut self.state, &mut self.kv)?;
-        // Once eagerly, so that whatever chooses algorithms by timing does it outside of the capture.
-        self.step(size, size)?;
+        self.begin_decode(size)?;
         let Self { backend, decoder, kv, state, inputs, samples, .. } = self;
         let graph = backend.capture(&mut |b| {
             let logits = decoder.forward(b, inputs, state, kv, size, size)?;
@@ -174,7 +170,8 @@ impl<B: Backend> Runner<B> {
         Ok(())
     }
 
-    /// Runs the largest steps once, every sequence on the same page.
+    /// Runs the largest steps once, every sequence on the same page, and lets the device choose its kernels for the
+    /// steps to be recorded.
     fn warm_up(&mut self, config: &RunnerConfig) -> Result<()> {
         let RunnerConfig { max_running_req, max_extend_tokens, max_seq_len, .. } = *config;
         for inputs in largest_steps(max_running_req, max_extend_tokens, max_seq_len) {
@@ -182,7 +179,23 @@ impl<B: Backend> Runner<B> {
             self.step(inputs.num_tokens(), inputs.num_samples())?;
             self.backend.synchronize()?;
         }
+        // Measuring takes memory too, which is free again afterwards.
+        for &size in &config.graph_sizes {
+            self.begin_decode(size)?;
+            let Self { backend, decoder, kv, state, inputs, samples, .. } = self;
+            backend.tune(&mut |b| {
+                let logits = decoder.forward(b, inputs, state, kv, size, size)?;
+                b.sample(samples, logits, inputs, state)
+            })?;
+        }
         Ok(())
+    }
+
+    /// Uploads a decode step of `size` sequences, all of them padding.
+    fn begin_decode(&mut self, size: usize) -> Result<()> {
+        let mut inputs = StepInputs { cu_q_lens: vec![0], ..StepInputs::default() };
+        pad_decode(&mut inputs, size);
+        Ok(self.backend.begin_step(&mut self.inputs, &inputs, &mut self.state, &mut self.kv)?)
     }
 
     /// Gives main memory to the KV pool. It is shared with everybody, so it is a share of what was free, and never

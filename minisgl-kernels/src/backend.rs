@@ -248,6 +248,11 @@ pub trait Backend: Sized + Send + 'static {
     ) -> Result<Self::ReadBack>;
     /// Waits for a read-back.
     fn wait(&mut self, read_back: Self::ReadBack) -> Result<Samples>;
+    /// Runs `body`, in which the device may measure which of its kernels computes an op the fastest, taking time and
+    /// memory for it. What it finds holds for ops of the same sizes from then on. Elsewhere nothing is measured.
+    fn tune(&mut self, body: &mut dyn FnMut(&mut Self) -> Result<()>) -> Result<()> {
+        body(self)
+    }
     /// Records the ops that `body` calls instead of running them. `body` must not allocate, write or read.
     fn capture(&mut self, body: &mut dyn FnMut(&mut Self) -> Result<()>) -> Result<Self::Graph>;
     /// Runs recorded ops.

@@ -38,7 +38,6 @@ const MAX_ATTEMPTS: usize = 64;
 pub(crate) fn capture(cuda: &mut Cuda, body: &mut dyn FnMut(&mut Cuda) -> Result<()>) -> Result<CudaGraph> {
     const OP: &str = "capture";
     cuda.outside_capture(OP)?;
-    cuda.blas.end_measurements();
     let mut attempt = 1;
     let graph = loop {
         match record(cuda, body)? {

@@ -67,6 +67,8 @@ pub struct Cuda {
     copy_stream: Stream,
     binding: Binding,
     is_capturing: bool,
+    /// Inside of [`Backend::tune`].
+    is_tuning: bool,
     options: CudaOptions,
     device: Arc<Device>,
 }
@@ -97,6 +99,7 @@ impl Cuda {
             copy_stream,
             binding: Binding::new(),
             is_capturing: false,
+            is_tuning: false,
             options,
             device,
         })
@@ -120,6 +123,11 @@ impl Cuda {
     /// Makes the context current on this thread.
     fn bind(&self) -> Result<()> {
         self.binding.ensure(&self.device)
+    }
+
+    /// Whether ops may time kernels now.
+    fn measures(&self) -> bool {
+        self.is_tuning && !self.is_capturing
     }
 
     /// Fails inside of [`Backend::capture`], where only ops may be called.
@@ -412,6 +420,16 @@ impl Backend for Cuda {
     fn wait(&mut self, read_back: CudaReadBack) -> Result<Samples> {
         self.bind()?;
         read_back::wait(self, read_back)
+    }
+
+    fn tune(&mut self, body: &mut dyn FnMut(&mut Self) -> Result<()>) -> Result<()> {
+        self.bind()?;
+        self.outside_capture("tune")?;
+        self.is_tuning = true;
+        let outcome = body(self);
+        self.is_tuning = false;
+        self.blas.end_measurements();
+        outcome
     }
 
     fn capture(&mut self, body: &mut dyn FnMut(&mut Self) -> Result<()>) -> Result<CudaGraph> {

@@ -195,8 +195,7 @@ impl<B: Backend> BenchCase<B> {
     /// that part of a replay: the host's time to launch is no part of it, the device's time between two ops is.
     pub fn median(&self, backend: &mut B, budget: Duration) -> Result<Duration> {
         let mut run = (self.prepare)(backend)?;
-        // What chooses among algorithms by timing does so in the first run.
-        backend.elapsed(&mut |backend| run(backend))?;
+        backend.tune(&mut |backend| run(backend))?;
         if !backend.has_graphs() {
             return median_of(backend, budget, &mut run);
         }

@@ -2,7 +2,7 @@
 
 use super::super::Cuda;
 use super::skinny::Product;
-use super::tune;
+use super::trial::{self, Run};
 use crate::Result;
 use crate::cuda::options::LinearKernel;
 
@@ -13,7 +13,7 @@ const MAX_UNMEASURED_ROWS: usize = 16;
 /// run to run.
 const MARGIN: f32 = 0.95;
 
-/// Runs `product` by the skinny kernel, or else `other`, which is told whether it is a trial.
+/// Runs `product` by the skinny kernel, or else `other`.
 ///
 /// # Safety
 /// As for [`Product::enqueue`]. A trial of `other` may write to the trial output only, and to what is unspecified
@@ -21,14 +21,14 @@ const MARGIN: f32 = 0.95;
 pub(super) unsafe fn run(
     cuda: &mut Cuda,
     product: &Product,
-    other: &mut dyn FnMut(&mut Cuda, bool) -> Result<()>,
+    other: &mut dyn FnMut(&mut Cuda, Run) -> Result<()>,
 ) -> Result<()> {
     // SAFETY: the caller's promise.
     if unsafe { takes_skinny(cuda, product, other)? } {
         // SAFETY: the caller's promise; it is supported.
-        unsafe { product.enqueue(cuda, false) }
+        unsafe { product.enqueue(cuda, Run::Op) }
     } else {
-        other(cuda, false)
+        other(cuda, Run::Op)
     }
 }
 
@@ -37,7 +37,7 @@ pub(super) unsafe fn run(
 unsafe fn takes_skinny(
     cuda: &mut Cuda,
     product: &Product,
-    other: &mut dyn FnMut(&mut Cuda, bool) -> Result<()>,
+    other: &mut dyn FnMut(&mut Cuda, Run) -> Result<()>,
 ) -> Result<bool> {
     if cuda.options.linear == LinearKernel::Cublas || !product.is_supported(cuda)? {
         return Ok(false);
@@ -50,12 +50,13 @@ unsafe fn takes_skinny(
     if let Some(is_skinny) = cache.choice(&key) {
         return Ok(is_skinny);
     }
-    if cuda.is_capturing || !tune::is_tuned(rows) {
+    if !cuda.measures() {
         return Ok(rows <= MAX_UNMEASURED_ROWS);
     }
-    // SAFETY: the caller's promise.
-    let skinny = tune::time(cuda, &mut |cuda| unsafe { product.enqueue(cuda, true) })?;
-    let other = tune::time(cuda, &mut |cuda| other(cuda, true))?;
+    let (weight, bytes) = (product.operands.weight, product.weight_bytes());
+    // SAFETY: the caller's promise; a trial's weights are as many bytes.
+    let skinny = trial::time(cuda, weight, bytes, &mut |cuda, run| unsafe { product.enqueue(cuda, run) })?;
+    let other = trial::time(cuda, weight, bytes, other)?;
     let is_skinny = match (skinny, other) {
         (Some(skinny), Some(other)) => other > MARGIN * skinny,
         // No memory to measure in.

@@ -6,7 +6,7 @@ use super::super::bindings::{msgl_add, msgl_add_params};
 use super::super::memory::DeviceBuf;
 use super::super::{Cuda, act_mul, check, rms_norm};
 use super::skinny::Product;
-use super::{checked, choice, linear};
+use super::{Operands, Run, Shape, checked, choice, run_library};
 use crate::{Activation, Result, Tensor};
 
 /// See [`Backend::add`](crate::Backend::add).
@@ -45,11 +45,21 @@ pub(crate) fn norm_linear(
     check::tensor(OP, "norm", norm, 1, x.cols, x.dtype)?;
     check::tensor(OP, "normed", normed, rows, x.cols, x.dtype)?;
     let Some((shape, operands)) = checked(OP, out, x, weight, bias, rows)? else { return Ok(()) };
+    let of_normed = Operands { x: normed.buf.as_ptr::<c_void>().cast_const(), ..operands };
     let norm_ptr = norm.buf.as_ptr::<c_void>().cast_const();
-    let product = Product { norm: Some((norm_ptr, eps)), ..Product::plain(shape, operands) };
-    let composed = &mut |cuda: &mut Cuda, _: bool| {
+    let mut product = Product { norm: Some((norm_ptr, eps)), ..Product::plain(shape, operands) };
+    let mut has_normed = false;
+    if !product.is_supported(cuda)? {
         rms_norm::rms_norm(cuda, OP, normed, None, x, norm, eps, rows)?;
-        linear(cuda, out, normed, weight, bias, rows)
+        has_normed = true;
+        product = Product::plain(shape, of_normed);
+    }
+    let composed = &mut |cuda: &mut Cuda, run: Run| {
+        if !has_normed {
+            rms_norm::rms_norm(cuda, OP, normed, None, x, norm, eps, rows)?;
+        }
+        // SAFETY: `checked` has made sure of the sizes, and `normed` has those of `x`.
+        unsafe { run_library(cuda, shape, of_normed, operands.out, run) }
     };
     // SAFETY: `checked` has made sure of the sizes of the product, and the norm's is checked above; a trial writes to
     // `out` and `normed`.
@@ -70,19 +80,19 @@ pub(crate) fn linear_add(
     check::tensor(OP, "residual", residual, rows, weight.rows, weight.dtype)?;
     check::tensor(OP, "delta", delta, rows, weight.rows, weight.dtype)?;
     let Some((shape, operands)) = checked(OP, residual, x, weight, bias, rows)? else { return Ok(()) };
-    let shape = super::Shape { adds: true, ..shape };
+    let shape = Shape { adds: true, ..shape };
     let trial_out = delta.buf.as_ptr::<c_void>();
     let product = Product { trial_out, ..Product::plain(shape, operands) };
-    let composed = &mut |cuda: &mut Cuda, is_trial: bool| {
+    let composed = &mut |cuda: &mut Cuda, run: Run| {
         if bias.is_none() {
-            let operands =
-                super::Operands { out: if is_trial { trial_out } else { operands.out }, ..operands };
             // SAFETY: `checked` has made sure of the sizes, and `delta` has those of `residual`.
-            return unsafe { super::run(cuda, shape, trial_out, operands) };
+            return unsafe { run_library(cuda, shape, operands, trial_out, run) };
         }
-        linear(cuda, delta, x, weight, bias, rows)?;
+        let of_delta = Operands { out: trial_out, ..operands };
+        // SAFETY: as above.
+        unsafe { run_library(cuda, Shape { adds: false, ..shape }, of_delta, trial_out, run)? };
         // What the sum costs is not worth a second buffer for the trial.
-        if is_trial { Ok(()) } else { add(cuda, residual, delta, rows) }
+        if matches!(run, Run::Trial(_)) { Ok(()) } else { add(cuda, residual, delta, rows) }
     };
     // SAFETY: as above; trials write to `delta`.
     unsafe { choice::run(cuda, &product, composed) }
@@ -108,13 +118,24 @@ pub(crate) fn norm_gated_linear(
     check::tensor(OP, "out", out, rows, out.cols, x.dtype)?;
     check::same(OP, "weight.rows", weight.rows, 2 * out.cols)?;
     check::tensor(OP, "gate_up", gate_up, rows, weight.rows, x.dtype)?;
-    let Some((shape, mut operands)) = checked(OP, gate_up, x, weight, bias, rows)? else { return Ok(()) };
-    operands.out = out.buf.as_ptr();
+    let Some((shape, of_gate_up)) = checked(OP, gate_up, x, weight, bias, rows)? else { return Ok(()) };
+    let of_normed = Operands { x: normed.buf.as_ptr::<c_void>().cast_const(), ..of_gate_up };
     let norm_ptr = norm.buf.as_ptr::<c_void>().cast_const();
-    let plain = Product::plain(shape, operands);
-    let product = Product { norm: Some((norm_ptr, eps)), gated: Some(activation), ..plain };
-    let composed = &mut |cuda: &mut Cuda, _: bool| {
-        norm_linear(cuda, gate_up, normed, x, norm, eps, weight, bias, rows)?;
+    let plain = Product::plain(shape, Operands { out: out.buf.as_ptr(), ..of_gate_up });
+    let mut product = Product { norm: Some((norm_ptr, eps)), gated: Some(activation), ..plain };
+    let mut has_normed = false;
+    if !product.is_supported(cuda)? {
+        rms_norm::rms_norm(cuda, OP, normed, None, x, norm, eps, rows)?;
+        has_normed = true;
+        product =
+            Product { norm: None, operands: Operands { x: of_normed.x, ..product.operands }, ..product };
+    }
+    let composed = &mut |cuda: &mut Cuda, run: Run| {
+        if !has_normed {
+            rms_norm::rms_norm(cuda, OP, normed, None, x, norm, eps, rows)?;
+        }
+        // SAFETY: `checked` has made sure of the sizes, and `normed` has those of `x`.
+        unsafe { run_library(cuda, shape, of_normed, of_gate_up.out, run)? };
         act_mul::act_mul(cuda, out, gate_up, activation, rows)
     };
     // SAFETY: `checked` has made sure of the sizes of the product; `out` has half as many columns, and the norm `k`

@@ -13,6 +13,7 @@ mod descriptors;
 mod fused;
 mod handle;
 mod skinny;
+mod trial;
 mod tune;
 
 use std::collections::HashMap;
@@ -31,14 +32,15 @@ use cache::Cache;
 use descriptors::{MatmulDesc, MatrixLayout};
 use handle::Handle;
 use skinny::Product;
+use trial::{Run, Scratch};
 
 pub(crate) use fused::{add, linear_add, norm_gated_linear, norm_linear};
 
 const OP: &str = "linear";
 /// What NVIDIA recommends for Hopper: split-K and stream-K algorithms need it.
 const WORKSPACE_BYTES: usize = 32 << 20;
-/// Plans kept for shapes with many rows. Prefill brings a new number of rows with every step.
-const MAX_LARGE_PLANS: usize = 4096;
+/// Plans kept of those that were not measured. Prefill brings a new number of rows with every step.
+const MAX_GUESSED_PLANS: usize = 4096;
 
 /// What a plan depends on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -64,6 +66,8 @@ struct Plan {
     out: MatrixLayout,
     algo: cublasLtMatmulAlgo_t,
     workspace_bytes: usize,
+    /// Whether it was measured to be the best, now or by a run before.
+    is_best: bool,
 }
 
 /// The operands of one matmul.
@@ -80,17 +84,28 @@ pub(crate) struct Blas {
     handle: Handle,
     workspace: DeviceBuf,
     plans: HashMap<Shape, Plan>,
-    num_large_plans: usize,
+    num_guessed_plans: usize,
     /// What was measured, now or by a run before; none where nothing is to be measured.
     cache: Option<Cache>,
-    /// What is written between two measurements to empty the caches, while there are any to come.
-    flush: Option<DeviceBuf>,
+    /// Memory for measurements, while there may be more to come.
+    scratch: Option<Scratch>,
 }
 
 impl Blas {
     /// Frees what measurements need.
     pub(crate) fn end_measurements(&mut self) {
-        self.flush = None;
+        self.scratch = None;
+    }
+
+    fn keep(&mut self, shape: Shape, plan: Plan) {
+        if !plan.is_best {
+            if self.num_guessed_plans == MAX_GUESSED_PLANS {
+                self.plans.retain(|_, plan| plan.is_best);
+                self.num_guessed_plans = 0;
+            }
+            self.num_guessed_plans += 1;
+        }
+        self.plans.insert(shape, plan);
     }
 
     /// The library must be loadable; `tunes` lets kernels be chosen by measurement.
@@ -98,7 +113,7 @@ impl Blas {
         let handle = Handle::of(device).map_err(|e| device.error("cublasLtCreate", e.to_string()))?;
         let workspace = DeviceBuf::zeroed(device, stream, "cuBLASLt workspace", WORKSPACE_BYTES)?;
         let cache = if tunes { Some(Cache::open(&device.kernels_key()?)) } else { None };
-        Ok(Self { handle, workspace, plans: HashMap::new(), num_large_plans: 0, cache, flush: None })
+        Ok(Self { handle, workspace, plans: HashMap::new(), num_guessed_plans: 0, cache, scratch: None })
     }
 }
 
@@ -114,7 +129,8 @@ pub(crate) fn linear(
     let Some((shape, operands)) = checked(OP, out, x, weight, bias, rows)? else { return Ok(()) };
     let product = Product::plain(shape, operands);
     // SAFETY: `checked` has made sure of the sizes.
-    let library = &mut |cuda: &mut Cuda, _: bool| unsafe { run(cuda, shape, operands.out, operands) };
+    let library =
+        &mut |cuda: &mut Cuda, run: Run| unsafe { run_library(cuda, shape, operands, operands.out, run) };
     // SAFETY: as above; what is measured writes to `out`, which is overwritten anyway.
     unsafe { choice::run(cuda, &product, library) }
 }
@@ -158,24 +174,25 @@ fn checked(
     Ok(Some((shape, operands)))
 }
 
-/// Runs cuBLASLt. What it measures first writes to `trial_out`.
+/// Runs cuBLASLt. Trials, of it or inside of it, write to `trial_out`.
 ///
 /// # Safety
 /// The operands must have the sizes of `shape`, and `trial_out` that of the output.
-unsafe fn run(cuda: &mut Cuda, shape: Shape, trial_out: *mut c_void, operands: Operands) -> Result<()> {
-    if !cuda.blas.plans.contains_key(&shape) {
+unsafe fn run_library(
+    cuda: &mut Cuda,
+    shape: Shape,
+    operands: Operands,
+    trial_out: *mut c_void,
+    run: Run,
+) -> Result<()> {
+    let planned = cuda.blas.plans.get(&shape);
+    if planned.is_none_or(|plan| cuda.measures() && !plan.is_best) {
         // SAFETY: the caller's promise.
         let plan = unsafe { tune::plan(cuda, shape, Operands { out: trial_out, ..operands })? };
-        let blas = &mut cuda.blas;
-        if shape.rows > tune::MAX_TUNED_ROWS {
-            if blas.num_large_plans == MAX_LARGE_PLANS {
-                blas.plans.retain(|s, _| s.rows <= tune::MAX_TUNED_ROWS);
-                blas.num_large_plans = 0;
-            }
-            blas.num_large_plans += 1;
-        }
-        blas.plans.insert(shape, plan);
+        cuda.blas.keep(shape, plan);
     }
+    let operands =
+        Operands { weight: run.weight(operands.weight), out: run.out(operands.out, trial_out), ..operands };
     if shape.has_bias {
         let params = msgl_broadcast_row_params {
             out: operands.out,

@@ -4,7 +4,7 @@ use std::ffi::c_void;
 
 use super::super::bindings::{msgl_activation, msgl_skinny, msgl_skinny_is_supported, msgl_skinny_params};
 use super::super::{Cuda, check};
-use super::{OP, Operands, Shape};
+use super::{OP, Operands, Run, Shape};
 use crate::{Activation, Result};
 
 /// A linear layer with what may be computed in the same pass.
@@ -39,9 +39,14 @@ impl Product {
         Key { shape: self.shape, has_norm: self.norm.is_some(), is_gated: self.gated.is_some() }
     }
 
+    /// Bytes of the weights.
+    pub(super) fn weight_bytes(&self) -> usize {
+        self.shape.n * self.shape.k * self.shape.dtype.size_bytes()
+    }
+
     /// Whether the kernel computes this on the device.
     pub(super) fn is_supported(&self, cuda: &Cuda) -> Result<bool> {
-        let params = self.params(cuda, false)?;
+        let params = self.params(cuda, Run::Op)?;
         // SAFETY: reads sizes and dtypes, and whether pointers are null.
         Ok(unsafe { msgl_skinny_is_supported(&params, cuda.device.sm) } != 0)
     }
@@ -51,19 +56,19 @@ impl Product {
     /// # Safety
     /// The operands must have the sizes of the shape, the norm `k` elements; with gates the output has `n / 2`
     /// columns. The product must be supported.
-    pub(super) unsafe fn enqueue(&self, cuda: &Cuda, is_trial: bool) -> Result<()> {
-        let params = self.params(cuda, is_trial)?;
+    pub(super) unsafe fn enqueue(&self, cuda: &Cuda, run: Run) -> Result<()> {
+        let params = self.params(cuda, run)?;
         // SAFETY: the caller's promise, for the output or for the memory of its size that trials write to.
         unsafe { cuda.launch(OP, &params, msgl_skinny) }
     }
 
-    fn params(&self, cuda: &Cuda, is_trial: bool) -> Result<msgl_skinny_params> {
+    fn params(&self, cuda: &Cuda, run: Run) -> Result<msgl_skinny_params> {
         let Self { shape, operands, norm, gated, .. } = *self;
         let (norm, eps) = norm.unwrap_or((std::ptr::null(), 0.0));
         Ok(msgl_skinny_params {
-            out: if is_trial { self.trial_out } else { operands.out },
+            out: run.out(operands.out, self.trial_out),
             x: operands.x,
-            weight: operands.weight,
+            weight: run.weight(operands.weight),
             bias: operands.bias,
             norm,
             rows: check::u32_of(OP, "rows", shape.rows)?,

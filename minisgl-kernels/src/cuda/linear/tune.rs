@@ -1,29 +1,17 @@
 //! Choosing an algorithm: the library's first guess, or the fastest of its guesses by measurement.
 
 use cudarc::cublaslt::result::CublasError;
-use cudarc::driver::result;
 
 use super::super::Cuda;
-use super::super::device::Event;
-use super::super::memory::DeviceBuf;
 use super::descriptors::{MatmulDesc, MatrixLayout, candidates};
-use super::{OP, Operands, Plan, Shape, WORKSPACE_BYTES};
+use super::{OP, Operands, Plan, Shape, WORKSPACE_BYTES, trial};
 use crate::{KernelError, Result};
 
 /// Guesses that are timed. Each loads its kernel, which costs the start some milliseconds.
 const CANDIDATES: usize = 4;
-/// Timings of each, of which the least counts.
-const REPEATS: usize = 2;
-/// Shapes with more rows are bound by arithmetic, where the first guess is good, and seldom come twice.
-pub(super) const MAX_TUNED_ROWS: usize = 512;
 /// A measured winner must beat the first guess by this factor, so that noise does not change the algorithm, and
 /// with it the last bits of the result, from run to run.
 const MARGIN: f32 = 0.95;
-
-/// Whether a shape comes often enough to be worth its measurement: the sizes that decode graphs are made for.
-pub(super) fn is_tuned(rows: usize) -> bool {
-    rows <= 16 || (rows <= MAX_TUNED_ROWS && rows.is_multiple_of(8))
-}
 
 /// Makes the plan for `shape`.
 ///
@@ -32,8 +20,7 @@ pub(super) fn is_tuned(rows: usize) -> bool {
 pub(super) unsafe fn plan(cuda: &mut Cuda, shape: Shape, operands: Operands) -> Result<Plan> {
     let cache = cuda.blas.cache.as_ref();
     let known = cache.and_then(|cache| cache.algorithm(&shape));
-    // A measurement needs the stream to itself, and leaves nonsense in the output.
-    let measures = known.is_none() && cache.is_some() && !cuda.is_capturing && is_tuned(shape.rows);
+    let measures = known.is_none() && cache.is_some() && cuda.measures();
     let limit = if measures || known.is_some() { CANDIDATES } else { 1 };
     let mut plans = guesses(cuda, shape, limit)
         .map_err(|e| cuda.device.error(OP, format!("{e} while planning {shape:?}")))?;
@@ -56,7 +43,8 @@ pub(super) unsafe fn plan(cuda: &mut Cuda, shape: Shape, operands: Operands) -> 
         }
         None => 0,
     };
-    Ok(plans.swap_remove(best))
+    let is_best = measures || known.is_some();
+    Ok(Plan { is_best, ..plans.swap_remove(best) })
 }
 
 fn guesses(cuda: &Cuda, shape: Shape, limit: usize) -> Result<Vec<Plan>, CublasError> {
@@ -73,7 +61,15 @@ fn guesses(cuda: &Cuda, shape: Shape, limit: usize) -> Result<Vec<Plan>, CublasE
     let found = candidates(cuda.blas.handle, &desc, [&weight, &x, &out], WORKSPACE_BYTES, limit)?;
     let plan = |result: cudarc::cublaslt::sys::cublasLtMatmulHeuristicResult_t| {
         let (desc, weight, x, out) = make()?;
-        Ok(Plan { desc, weight, x, out, algo: result.algo, workspace_bytes: result.workspaceSize })
+        Ok(Plan {
+            desc,
+            weight,
+            x,
+            out,
+            algo: result.algo,
+            workspace_bytes: result.workspaceSize,
+            is_best: false,
+        })
     };
     found.into_iter().map(plan).collect()
 }
@@ -85,8 +81,10 @@ fn guesses(cuda: &Cuda, shape: Shape, limit: usize) -> Result<Vec<Plan>, CublasE
 unsafe fn fastest(cuda: &mut Cuda, shape: Shape, operands: Operands, plans: &[Plan]) -> Result<usize> {
     let mut best = (0, f32::INFINITY);
     for (i, plan) in plans.iter().enumerate() {
-        let took = time(cuda, &mut |cuda| {
-            // SAFETY: the caller's promise.
+        let bytes = shape.n * shape.k * shape.dtype.size_bytes();
+        let took = trial::time(cuda, operands.weight, bytes, &mut |cuda, run| {
+            let operands = Operands { weight: run.weight(operands.weight), ..operands };
+            // SAFETY: the caller's promise; a trial's weights are as many bytes.
             let enqueued = unsafe { plan.enqueue(&cuda.blas, shape, operands, &cuda.stream) };
             enqueued.map_err(|e| cuda.device.error(OP, e.to_string()))
         });
@@ -102,50 +100,4 @@ unsafe fn fastest(cuda: &mut Cuda, shape: Shape, operands: Operands, plans: &[Pl
         }
     }
     Ok(best.0)
-}
-
-/// Milliseconds of what `body` enqueues, the least of some runs, or none where there is no memory to measure in.
-/// Weights are read from cold caches, as they are in a step.
-pub(super) fn time(cuda: &mut Cuda, body: &mut dyn FnMut(&mut Cuda) -> Result<()>) -> Result<Option<f32>> {
-    // Before the buffer is taken: it may have things of its own to measure.
-    body(cuda)?;
-    let flush_bytes = cuda.device.l2_bytes * 3 / 2;
-    let flush = match cuda.blas.flush.take() {
-        Some(flush) => flush,
-        None => match DeviceBuf::zeroed(&cuda.device, &cuda.stream, "cache flush", flush_bytes) {
-            Ok(flush) => flush,
-            Err(KernelError::OutOfMemory { .. }) => return Ok(None),
-            Err(error) => return Err(error),
-        },
-    };
-    let (start, end) = (Event::new(&cuda.device, true)?, Event::new(&cuda.device, true)?);
-    let mut least = f32::INFINITY;
-    for repeat in 0..REPEATS {
-        // SAFETY: the buffer has `flush_bytes` bytes.
-        let flushed =
-            unsafe { result::memset_d8_async(flush.ptr(), repeat as u8, flush_bytes, cuda.stream.raw()) };
-        cuda.device.check(OP, flushed)?;
-        start.record(&cuda.stream)?;
-        body(cuda)?;
-        end.record(&cuda.stream)?;
-        end.wait(OP)?;
-        least = least.min(end.elapsed_ms(&start)?);
-    }
-    cuda.blas.flush = Some(flush);
-    Ok(Some(least))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn graph_sizes_are_tuned_and_prefill_is_not() {
-        for rows in [1, 2, 3, 16, 24, 32, 256, 512] {
-            assert!(is_tuned(rows), "{rows}");
-        }
-        for rows in [17, 33, 513, 520, 8192] {
-            assert!(!is_tuned(rows), "{rows}");
-        }
-    }
 }
