@@ -30,6 +30,29 @@ cudaError_t allow_shared_memory(void (*kernel)(Params...)) {
   return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, dynamic_bytes);
 }
 
+// Enqueues `kernel`, which must call grid_wait() before it touches anything that a kernel before it writes or reads, in
+// clusters of `cluster` CTAs.
+template <typename... Params, typename... Args>
+void launch_overlapped_clusters(void (*kernel)(Params...), dim3 grid, uint32_t cluster, dim3 block, size_t shared_bytes,
+                                cudaStream_t stream, Args &&...args) {
+  cudaLaunchAttribute attributes[2] = {};
+  attributes[0].id = cudaLaunchAttributeClusterDimension;
+  attributes[0].val.clusterDim.x = cluster;
+  attributes[0].val.clusterDim.y = 1;
+  attributes[0].val.clusterDim.z = 1;
+  attributes[1].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attributes[1].val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t config = {};
+  config.gridDim = grid;
+  config.blockDim = block;
+  config.dynamicSmemBytes = shared_bytes;
+  config.stream = stream;
+  config.attrs = attributes;
+  config.numAttrs = overlaps_launches(stream) ? 2 : 1;
+  // The error, if any, is the one that launch_status() reads.
+  cudaLaunchKernelEx(&config, kernel, static_cast<Params>(args)...);
+}
+
 // Enqueues `kernel`, which must call grid_wait() before it touches anything that a kernel before it writes or reads.
 template <typename... Params, typename... Args>
 void launch_overlapped(void (*kernel)(Params...), dim3 grid, dim3 block, size_t shared_bytes, cudaStream_t stream,

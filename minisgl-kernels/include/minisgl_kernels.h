@@ -28,6 +28,8 @@ typedef struct msgl_stream_s *msgl_stream;
 #define MSGL_PADDING 0xffffffffu
 // Most log probabilities reported with a sampled token.
 #define MSGL_MAX_LOGPROBS 20
+// Ways in which msgl_skinny can compute a product.
+#define MSGL_SKINNY_VARIANTS 12
 
 typedef enum msgl_dtype { MSGL_BF16 = 0, MSGL_F16 = 1, MSGL_F32 = 2 } msgl_dtype;
 
@@ -131,12 +133,13 @@ typedef struct msgl_skinny_params {
   uint32_t is_gated;   // out = activation(gate) * up
   uint32_t adds_to_out;  // out += instead of out =; out_dtype is dtype then
   uint32_t num_sms;      // of the chip
+  uint32_t variant;      // below MSGL_SKINNY_VARIANTS: which kernel, cut up how
   msgl_activation activation;
   msgl_dtype out_dtype;  // dtype or MSGL_F32
   msgl_dtype dtype;      // MSGL_BF16 or MSGL_F16
 } msgl_skinny_params;
 
-// Whether there is a kernel for these sizes and dtypes on a chip of compute capability `sm` (10 * major + minor).
+// Whether the variant computes these sizes and dtypes on a chip of compute capability `sm` (10 * major + minor).
 int msgl_skinny_is_supported(const msgl_skinny_params *params, uint32_t sm);
 int msgl_skinny(const msgl_skinny_params *params, msgl_stream stream);
 

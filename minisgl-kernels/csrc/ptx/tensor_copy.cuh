@@ -16,4 +16,14 @@ __device__ __forceinline__ void tensor_copy(uint32_t dst, const CUtensorMap& map
         : "memory");
 }
 
+// Copies the box at (x, y) of a matrix, x counting along its rows.
+__device__ __forceinline__ void tensor_copy(uint32_t dst, const CUtensorMap& map, uint32_t barrier, uint32_t x,
+                                            uint32_t y, uint64_t policy) {
+    asm volatile(
+        "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1, {%3, %4}], "
+        "[%2], %5;" ::"r"(dst),
+        "l"(&map), "r"(barrier), "r"(x), "r"(y), "l"(policy)
+        : "memory");
+}
+
 }  // namespace msgl

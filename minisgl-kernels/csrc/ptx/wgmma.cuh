@@ -145,6 +145,33 @@ struct Wgmma;
 #define COMMA ,
 MSGL_WGMMA_SIZES(__nv_bfloat16, "bf16")
 MSGL_WGMMA_SIZES(__half, "f16")
+
+// Few columns: A and B as rows along k.
+#define MSGL_WGMMA_FEW(type, ptx_type, columns, tiles, names, outputs, r0, r1, r2)                                 \
+    template <>                                                                                                    \
+    struct Wgmma<type, tiles> {                                                                                    \
+        __device__ static __forceinline__ void shared_a(float (&d)[tiles][4], uint64_t a, uint64_t b, int add) {   \
+            asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %" r2 ", 0;\n"                                          \
+                         "wgmma.mma_async.sync.aligned.m64n" columns "k16.f32." ptx_type "." ptx_type " {" names   \
+                         "}, %" r0 ", %" r1 ", p, 1, 1, 0, 0;\n}\n"                                                \
+                         : outputs                                                                                 \
+                         : "l"(a), "l"(b), "r"(add));                                                              \
+        }                                                                                                          \
+    };
+
+#define MSGL_NAMES_4 "%0,%1,%2,%3"
+#define MSGL_NAMES_8 MSGL_NAMES_4 ",%4,%5,%6,%7"
+#define MSGL_NAMES_16 MSGL_NAMES_8 ",%8,%9,%10,%11,%12,%13,%14,%15"
+#define MSGL_NAMES_24 MSGL_NAMES_16 ",%16,%17,%18,%19,%20,%21,%22,%23"
+#define MSGL_WGMMA_FEW_SIZES(type, ptx_type)                                                                       \
+    MSGL_WGMMA_FEW(type, ptx_type, "8", 1, MSGL_NAMES_4, MSGL_TILE(0), "4", "5", "6")                              \
+    MSGL_WGMMA_FEW(type, ptx_type, "16", 2, MSGL_NAMES_8, MSGL_TILE(0) COMMA MSGL_TILE(1), "8", "9", "10")         \
+    MSGL_WGMMA_FEW(type, ptx_type, "32", 4, MSGL_NAMES_16, MSGL_TILES_4(0), "16", "17", "18")                      \
+    MSGL_WGMMA_FEW(type, ptx_type, "48", 6, MSGL_NAMES_24, MSGL_TILES_4(0) COMMA MSGL_TILE(4) COMMA MSGL_TILE(5),  \
+                   "24", "25", "26")
+
+MSGL_WGMMA_FEW_SIZES(__nv_bfloat16, "bf16")
+MSGL_WGMMA_FEW_SIZES(__half, "f16")
 #undef COMMA
 
 }  // namespace msgl

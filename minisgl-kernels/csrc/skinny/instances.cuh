@@ -8,7 +8,8 @@ namespace msgl {
 template <typename T, int kTokenTiles, int kRowTiles>
 int launch_skinny_tiles(const msgl_skinny_params &p, const SkinnyShape &s, cudaStream_t stream) {
   const auto kernel = skinny_kernel<T, kTokenTiles, kRowTiles>;
-  const cudaError_t status = allow_shared_memory(kernel);
+  // Always the most of any shape: other engines' threads set it too.
+  const cudaError_t status = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kSharedMost);
   if (status != cudaSuccess) return status;
   launch_overlapped(kernel, s.ctas, kSkinnyThreads, s.shared_bytes, stream, p, s);
   return launch_status();

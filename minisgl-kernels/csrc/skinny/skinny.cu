@@ -1,10 +1,29 @@
 // The launcher of products of few tokens.
+#include "skinny/cluster_shape.cuh"
 #include "skinny/shape.cuh"
 
 namespace msgl {
 
 int skinny_bf16(const msgl_skinny_params &params, cudaStream_t stream);
 int skinny_f16(const msgl_skinny_params &params, cudaStream_t stream);
+int cluster_bf16(const msgl_skinny_params &params, const ClusterShape &shape, cudaStream_t stream);
+int cluster_f16(const msgl_skinny_params &params, const ClusterShape &shape, cudaStream_t stream);
+bool has_cluster_bf16();
+bool has_cluster_f16();
+
+namespace {
+
+// Variant 0 streams the weights of whole rows (skinny.cuh); the others are these.
+constexpr ClusterChoice kClusterChoices[] = {
+    {3, 1, 3}, {3, 1, 2}, {2, 1, 3}, {2, 1, 2}, {1, 1, 3}, {1, 1, 2}, {2, 2, 2}, {1, 2, 1}, {3, 2, 2}, {3, 1, 1}, {2, 2, 1},
+};
+static_assert(sizeof(kClusterChoices) / sizeof(kClusterChoices[0]) + 1 == MSGL_SKINNY_VARIANTS, "all of them");
+
+ClusterShape shape_of(const msgl_skinny_params &p) {
+  return cluster_shape(kClusterChoices[p.variant - 1], p.rows, p.n, p.k, p.is_gated != 0, p.num_sms);
+}
+
+}  // namespace
 
 }  // namespace msgl
 
@@ -15,13 +34,20 @@ extern "C" int msgl_skinny_is_supported(const msgl_skinny_params *params, uint32
   const bool has_dtype = params->dtype == MSGL_BF16 || (params->dtype == MSGL_F16 && !has_norm);
   if (sm < 90 || !has_dtype || params->rows == 0 || params->rows > kSkinnyMaxRows || params->n == 0) return 0;
   if (params->k == 0 || params->k % kGroup != 0 || (is_gated && params->n % (2 * kUnit) != 0)) return 0;
-  return skinny_shape(params->rows, params->n, params->k, is_gated, has_norm, params->num_sms).depth > 0;
+  if (params->variant == 0) {
+    return skinny_shape(params->rows, params->n, params->k, is_gated, has_norm, params->num_sms).depth > 0;
+  }
+  if (params->variant >= MSGL_SKINNY_VARIANTS || shape_of(*params).depth == 0) return 0;
+  return params->dtype == MSGL_BF16 ? has_cluster_bf16() : has_cluster_f16();
 }
 
 extern "C" int msgl_skinny(const msgl_skinny_params *params, msgl_stream stream) {
+  using namespace msgl;
+  const cudaStream_t on = as_stream(stream);
+  const bool is_cluster = params->variant > 0;
   switch (params->dtype) {
-    case MSGL_BF16: return msgl::skinny_bf16(*params, msgl::as_stream(stream));
-    case MSGL_F16: return msgl::skinny_f16(*params, msgl::as_stream(stream));
+    case MSGL_BF16: return is_cluster ? cluster_bf16(*params, shape_of(*params), on) : skinny_bf16(*params, on);
+    case MSGL_F16: return is_cluster ? cluster_f16(*params, shape_of(*params), on) : skinny_f16(*params, on);
     default: return MSGL_ERROR_UNSUPPORTED;
   }
 }

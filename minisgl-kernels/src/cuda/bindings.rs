@@ -5,6 +5,7 @@
 pub const MSGL_ERROR_UNSUPPORTED: i32 = -1;
 pub const MSGL_PADDING: u32 = 4294967295;
 pub const MSGL_MAX_LOGPROBS: u32 = 20;
+pub const MSGL_SKINNY_VARIANTS: u32 = 12;
 #[repr(C)]
 #[derive(Debug)]
 pub struct msgl_stream_s {
@@ -313,6 +314,7 @@ pub struct msgl_skinny_params {
     pub is_gated: u32,
     pub adds_to_out: u32,
     pub num_sms: u32,
+    pub variant: u32,
     pub activation: msgl_activation,
     pub out_dtype: msgl_dtype,
     pub dtype: msgl_dtype,
@@ -321,7 +323,7 @@ pub struct msgl_skinny_params {
 const _: () = {
     [
         "Size of msgl_skinny_params",
-    ][::core::mem::size_of::<msgl_skinny_params>() - 80usize];
+    ][::core::mem::size_of::<msgl_skinny_params>() - 88usize];
     [
         "Alignment of msgl_skinny_params",
     ][::core::mem::align_of::<msgl_skinny_params>() - 8usize];
@@ -362,14 +364,17 @@ const _: () = {
         "Offset of field: msgl_skinny_params::num_sms",
     ][::core::mem::offset_of!(msgl_skinny_params, num_sms) - 64usize];
     [
+        "Offset of field: msgl_skinny_params::variant",
+    ][::core::mem::offset_of!(msgl_skinny_params, variant) - 68usize];
+    [
         "Offset of field: msgl_skinny_params::activation",
-    ][::core::mem::offset_of!(msgl_skinny_params, activation) - 68usize];
+    ][::core::mem::offset_of!(msgl_skinny_params, activation) - 72usize];
     [
         "Offset of field: msgl_skinny_params::out_dtype",
-    ][::core::mem::offset_of!(msgl_skinny_params, out_dtype) - 72usize];
+    ][::core::mem::offset_of!(msgl_skinny_params, out_dtype) - 76usize];
     [
         "Offset of field: msgl_skinny_params::dtype",
-    ][::core::mem::offset_of!(msgl_skinny_params, dtype) - 76usize];
+    ][::core::mem::offset_of!(msgl_skinny_params, dtype) - 80usize];
 };
 unsafe extern "C" {
     pub fn msgl_skinny_is_supported(

@@ -8,22 +8,22 @@ use std::path::{Path, PathBuf};
 use std::{env, fs, io, process};
 
 use super::Shape;
-use super::skinny::Key;
+use super::skinny::{Key, Variant};
 
-/// Whether our own kernel computes a product.
-type Choices = HashMap<Key, bool>;
+/// Which of our own kernels computes a product, if any.
+type Choices = HashMap<Key, Option<Variant>>;
 /// The place of cuBLASLt's fastest algorithm in its list.
 type Algorithms = HashMap<Shape, usize>;
 
 /// In the first line; changes with the format.
-const TITLE: &str = "mini-sgl linear layers 1";
+const TITLE: &str = "mini-sgl linear layers 2";
 
 /// Measurements for one GPU, driver, library and set of kernels.
 pub(super) struct Cache {
     /// None where nothing can be kept.
     path: Option<PathBuf>,
     title: String,
-    /// Whether the skinny kernel was faster.
+    /// Which own kernel was the fastest, or none.
     choices: Choices,
     /// Which of cuBLASLt's guesses was the fastest.
     algorithms: Algorithms,
@@ -54,8 +54,8 @@ impl Cache {
         cache
     }
 
-    /// Whether the skinny kernel was faster, where that is known.
-    pub(super) fn choice(&self, key: &Key) -> Option<bool> {
+    /// Which own kernel was the fastest, or none, where that is known.
+    pub(super) fn choice(&self, key: &Key) -> Option<Option<Variant>> {
         self.choices.get(key).copied()
     }
 
@@ -64,8 +64,8 @@ impl Cache {
         self.algorithms.get(shape).copied()
     }
 
-    pub(super) fn set_choice(&mut self, key: Key, is_skinny: bool) {
-        self.choices.insert(key, is_skinny);
+    pub(super) fn set_choice(&mut self, key: Key, choice: Option<Variant>) {
+        self.choices.insert(key, choice);
         self.save();
     }
 
@@ -90,9 +90,10 @@ impl Cache {
     }
 
     fn text(&self) -> String {
-        let choices = self.choices.iter().map(|(key, is_skinny)| {
+        let choices = self.choices.iter().map(|(key, choice)| {
             let flags = flags(&key.shape, key.has_norm, key.is_gated);
-            format!("choice {} {flags} {}", sizes(&key.shape), if *is_skinny { "skinny" } else { "other" })
+            let choice = choice.map_or_else(|| "other".into(), |variant| variant.0.to_string());
+            format!("choice {} {flags} {choice}", sizes(&key.shape))
         });
         let algorithms = self
             .algorithms
@@ -113,8 +114,11 @@ impl Cache {
         let (mut choices, mut algorithms) = (HashMap::new(), HashMap::new());
         for line in lines.filter(|line| !line.is_empty()) {
             let understood = parse_line(line).map(|(kind, key, value)| match (kind, value) {
-                ("choice", "skinny") => choices.insert(key, true).is_none(),
-                ("choice", "other") => choices.insert(key, false).is_none(),
+                ("choice", "other") => choices.insert(key, None).is_none(),
+                ("choice", variant) => match variant.parse() {
+                    Ok(variant) => choices.insert(key, Some(Variant(variant))).is_none(),
+                    Err(_) => false,
+                },
                 ("algorithm", idx) => match idx.parse() {
                     Ok(idx) => algorithms.insert(key.shape, idx).is_none(),
                     Err(_) => false,
@@ -204,12 +208,12 @@ mod tests {
         ];
         for (i, key) in keys.into_iter().enumerate() {
             assert_eq!(cache.choice(&key), None);
-            cache.set_choice(key, i == 1);
+            cache.set_choice(key, (i == 1).then_some(Variant(3)));
         }
         cache.set_algorithm(shape(64, true), 3);
         let cache = Cache::load(Some(path), KEY);
         for (i, key) in keys.iter().enumerate() {
-            assert_eq!(cache.choice(key), Some(i == 1), "{key:?}");
+            assert_eq!(cache.choice(key), Some((i == 1).then_some(Variant(3))), "{key:?}");
         }
         assert_eq!(cache.algorithm(&shape(64, true)), Some(3));
         assert_eq!(cache.algorithm(&shape(64, false)), None);
@@ -222,12 +226,13 @@ mod tests {
         fs::create_dir_all(&folder).unwrap();
         let path = folder.join("cache.txt");
         let key = Key { shape: shape(1, false), has_norm: false, is_gated: false };
-        let good = format!("{TITLE}: {KEY}\nchoice 1 48 64 bf16 f32 bias skinny\n");
+        let good = format!("{TITLE}: {KEY}\nchoice 1 48 64 bf16 f32 bias 7\n");
         let broken = [
             String::new(),
             good.replace("H100", "H200"),
             good.replace(" bias", ""),
-            good.replace("skinny", "fat"),
+            good.replace(" 7", " fat"),
+            good.replace(" 7", " -7"),
             good.replace("bf16", "bf17"),
             good.replace("choice 1", "choice -1"),
             format!("{good}choice 1 48 64 bf16 f32 bias other\n"),
@@ -240,7 +245,7 @@ mod tests {
         }
         fs::write(&path, [0xff, 0xfe, 0]).unwrap();
         let mut cache = Cache::load(Some(path.clone()), KEY);
-        cache.set_choice(key, true);
+        cache.set_choice(key, Some(Variant(7)));
         assert_eq!(fs::read_to_string(&path).unwrap(), good);
         fs::remove_dir_all(folder).unwrap();
     }
@@ -253,8 +258,8 @@ mod tests {
         fs::write(&file, "not a folder").unwrap();
         let mut cache = Cache::load(Some(file.join("cache.txt")), KEY);
         let key = Key { shape: shape(2, false), has_norm: false, is_gated: false };
-        cache.set_choice(key, true);
-        assert_eq!(cache.choice(&key), Some(true));
+        cache.set_choice(key, None);
+        assert_eq!(cache.choice(&key), Some(None));
         assert_eq!(cache.path, None);
         fs::remove_dir_all(folder).unwrap();
     }

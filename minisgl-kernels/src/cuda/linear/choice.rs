@@ -1,19 +1,19 @@
-//! The skinny kernel, or what else computes the same: the faster by measurement.
+//! Our own kernels, or what else computes the same: the fastest by measurement.
 
 use super::super::Cuda;
-use super::skinny::Product;
+use super::skinny::{Product, Variant};
 use super::trial::{self, Run};
 use crate::Result;
 use crate::cuda::options::LinearKernel;
 
-/// Most tokens that the skinny kernel gets where nothing was measured: where it was the faster for every shape of
+/// Most tokens that an own kernel gets where nothing was measured: where one was the faster for every shape of
 /// docs/kernels/linear.md.
 const MAX_UNMEASURED_ROWS: usize = 16;
-/// What the other way must take at most of the skinny kernel's time, so that noise does not change the kernel from
+/// What the other way must take at most of the best own kernel's time, so that noise does not change the kernel from
 /// run to run.
 const MARGIN: f32 = 0.95;
 
-/// Runs `product` by the skinny kernel, or else `other`.
+/// Runs `product` by an own kernel, or else `other`.
 ///
 /// # Safety
 /// As for [`Product::enqueue`]. A trial of `other` may write to the trial output only, and to what is unspecified
@@ -24,46 +24,54 @@ pub(super) unsafe fn run(
     other: &mut dyn FnMut(&mut Cuda, Run) -> Result<()>,
 ) -> Result<()> {
     // SAFETY: the caller's promise.
-    if unsafe { takes_skinny(cuda, product, other)? } {
+    match unsafe { choose(cuda, product, other)? } {
         // SAFETY: the caller's promise; it is supported.
-        unsafe { product.enqueue(cuda, Run::Op) }
-    } else {
-        other(cuda, Run::Op)
+        Some(variant) => unsafe { product.enqueue(cuda, variant, Run::Op) },
+        None => other(cuda, Run::Op),
     }
 }
 
 /// # Safety
 /// As for [`run`].
-unsafe fn takes_skinny(
+unsafe fn choose(
     cuda: &mut Cuda,
     product: &Product,
     other: &mut dyn FnMut(&mut Cuda, Run) -> Result<()>,
-) -> Result<bool> {
-    if cuda.options.linear == LinearKernel::Cublas || !product.is_supported(cuda)? {
-        return Ok(false);
+) -> Result<Option<Variant>> {
+    if cuda.options.linear == LinearKernel::Cublas {
+        return Ok(None);
     }
-    if cuda.options.linear == LinearKernel::Skinny {
-        return Ok(true);
-    }
+    let variants = product.variants(cuda)?;
+    let Some(&first) = variants.first() else { return Ok(None) };
     let (key, rows) = (product.key(), product.shape.rows);
-    let Some(cache) = &cuda.blas.cache else { return Ok(rows <= MAX_UNMEASURED_ROWS) };
-    if let Some(is_skinny) = cache.choice(&key) {
-        return Ok(is_skinny);
+    let is_own = cuda.options.linear == LinearKernel::Skinny;
+    let unmeasured = (is_own || rows <= MAX_UNMEASURED_ROWS).then_some(first);
+    let Some(cache) = cuda.blas.cache.as_ref().filter(|_| !is_own) else { return Ok(unmeasured) };
+    match cache.choice(&key) {
+        Some(None) => return Ok(None),
+        // Not one that the file alone knows.
+        Some(Some(variant)) if variants.contains(&variant) => return Ok(Some(variant)),
+        _ => {}
     }
     if !cuda.measures() {
-        return Ok(rows <= MAX_UNMEASURED_ROWS);
+        return Ok(unmeasured);
     }
     let (weight, bytes) = (product.operands.weight, product.weight_bytes());
-    // SAFETY: the caller's promise; a trial's weights are as many bytes.
-    let skinny = trial::time(cuda, weight, bytes, &mut |cuda, run| unsafe { product.enqueue(cuda, run) })?;
-    let other = trial::time(cuda, weight, bytes, other)?;
-    let is_skinny = match (skinny, other) {
-        (Some(skinny), Some(other)) => other > MARGIN * skinny,
-        // No memory to measure in.
-        _ => return Ok(rows <= MAX_UNMEASURED_ROWS),
-    };
-    if let Some(cache) = &mut cuda.blas.cache {
-        cache.set_choice(key, is_skinny);
+    let mut best = (f32::INFINITY, first);
+    for variant in variants {
+        // SAFETY: the caller's promise; a trial's weights are as many bytes, and the variant is supported.
+        let body = &mut |cuda: &mut Cuda, run| unsafe { product.enqueue(cuda, variant, run) };
+        // Without memory to measure in there is no choice.
+        let Some(took) = trial::time(cuda, weight, bytes, body)? else { return Ok(unmeasured) };
+        if took < best.0 {
+            best = (took, variant);
+        }
     }
-    Ok(is_skinny)
+    let Some(others) = trial::time(cuda, weight, bytes, other)? else { return Ok(unmeasured) };
+    let choice = (others > MARGIN * best.0).then_some(best.1);
+    tracing::debug!(?key, own_us = best.0, other_us = others, ?choice, "linear layer measured");
+    if let Some(cache) = &mut cuda.blas.cache {
+        cache.set_choice(key, choice);
+    }
+    Ok(choice)
 }

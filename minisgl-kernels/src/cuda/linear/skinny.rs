@@ -2,7 +2,9 @@
 
 use std::ffi::c_void;
 
-use super::super::bindings::{msgl_activation, msgl_skinny, msgl_skinny_is_supported, msgl_skinny_params};
+use super::super::bindings::{
+    MSGL_SKINNY_VARIANTS, msgl_activation, msgl_skinny, msgl_skinny_is_supported, msgl_skinny_params,
+};
 use super::super::{Cuda, check};
 use super::{OP, Operands, Run, Shape};
 use crate::{Activation, Result};
@@ -20,6 +22,10 @@ pub(super) struct Product {
     /// Where to write while measuring: as large as the output, which a sum must not go to twice.
     pub(super) trial_out: *mut c_void,
 }
+
+/// A kernel, and how it cuts a product up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Variant(pub(super) u32);
 
 /// What a choice between this kernel and others depends on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -44,25 +50,34 @@ impl Product {
         self.shape.n * self.shape.k * self.shape.dtype.size_bytes()
     }
 
-    /// Whether the kernel computes this on the device.
+    /// Whether any variant computes this on the device.
     pub(super) fn is_supported(&self, cuda: &Cuda) -> Result<bool> {
-        let params = self.params(cuda, Run::Op)?;
-        // SAFETY: reads sizes and dtypes, and whether pointers are null.
-        Ok(unsafe { msgl_skinny_is_supported(&params, cuda.device.sm) } != 0)
+        Ok(!self.variants(cuda)?.is_empty())
+    }
+
+    /// The variants that compute this on the device.
+    pub(super) fn variants(&self, cuda: &Cuda) -> Result<Vec<Variant>> {
+        let params = self.params(cuda, Variant(0), Run::Op)?;
+        let is_supported = |variant: &u32| {
+            let params = msgl_skinny_params { variant: *variant, ..params };
+            // SAFETY: reads sizes and dtypes, and whether pointers are null.
+            unsafe { msgl_skinny_is_supported(&params, cuda.device.sm) != 0 }
+        };
+        Ok((0..MSGL_SKINNY_VARIANTS).filter(is_supported).map(Variant).collect())
     }
 
     /// Enqueues the kernel.
     ///
     /// # Safety
     /// The operands must have the sizes of the shape, the norm `k` elements; with gates the output has `n / 2`
-    /// columns. The product must be supported.
-    pub(super) unsafe fn enqueue(&self, cuda: &Cuda, run: Run) -> Result<()> {
-        let params = self.params(cuda, run)?;
+    /// columns. The variant must be one of [`variants`](Self::variants).
+    pub(super) unsafe fn enqueue(&self, cuda: &Cuda, variant: Variant, run: Run) -> Result<()> {
+        let params = self.params(cuda, variant, run)?;
         // SAFETY: the caller's promise, for the output or for the memory of its size that trials write to.
         unsafe { cuda.launch(OP, &params, msgl_skinny) }
     }
 
-    fn params(&self, cuda: &Cuda, run: Run) -> Result<msgl_skinny_params> {
+    fn params(&self, cuda: &Cuda, variant: Variant, run: Run) -> Result<msgl_skinny_params> {
         let Self { shape, operands, norm, gated, .. } = *self;
         let (norm, eps) = norm.unwrap_or((std::ptr::null(), 0.0));
         Ok(msgl_skinny_params {
@@ -78,6 +93,7 @@ impl Product {
             is_gated: u32::from(gated.is_some()),
             adds_to_out: u32::from(shape.adds),
             num_sms: cuda.device.num_sms,
+            variant: variant.0,
             activation: match gated {
                 Some(Activation::Gelu) => msgl_activation::MSGL_GELU,
                 Some(Activation::GeluTanh) => msgl_activation::MSGL_GELU_TANH,

@@ -1,0 +1,61 @@
+// Clusters: CTAs that run at the same time and reach each other's shared memory (PTX ISA, barrier.cluster, mapa,
+// st.async; sm_90).
+#pragma once
+#include <cstdint>
+
+namespace msgl {
+
+__device__ __forceinline__ uint32_t cluster_rank() {
+    uint32_t rank;
+    asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+    return rank;
+}
+
+// Every thread of the cluster arrives, and waits later for all of them; what was written before the one is visible after
+// the other.
+__device__ __forceinline__ void cluster_arrive() { asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory"); }
+
+__device__ __forceinline__ void cluster_wait() { asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory"); }
+
+// The address in the CTA of this rank of what lies at `address` here.
+__device__ __forceinline__ uint32_t cluster_address(uint32_t address, uint32_t rank) {
+    uint32_t there;
+    asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(address), "r"(rank));
+    return there;
+}
+
+// Stores to a CTA of the cluster and counts the bytes on its barrier.
+__device__ __forceinline__ void store_async(uint32_t dst, float value, uint32_t barrier) {
+    asm volatile("st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.f32 [%0], %1, [%2];" ::"r"(dst), "f"(value),
+                 "r"(barrier)
+                 : "memory");
+}
+
+__device__ __forceinline__ void store_async(uint32_t dst, float first, float second, uint32_t barrier) {
+    asm volatile("st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v2.f32 [%0], {%1, %2}, [%3];" ::"r"(dst),
+                 "f"(first), "f"(second), "r"(barrier)
+                 : "memory");
+}
+
+// Arrives at the barrier of a CTA of the cluster.
+__device__ __forceinline__ void cluster_barrier_arrive(uint32_t barrier) {
+    asm volatile("mbarrier.arrive.release.cluster.shared::cluster.b64 _, [%0];" ::"r"(barrier) : "memory");
+}
+
+// Waits until the phase of this parity of an own barrier has ended that other CTAs arrive at or store to.
+__device__ __forceinline__ void cluster_barrier_wait(uint32_t barrier, uint32_t parity) {
+    uint32_t is_done = 0;
+    while (is_done == 0) {
+        asm volatile(
+            "{\n"
+            ".reg .pred done;\n"
+            "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 done, [%1], %2;\n"
+            "selp.u32 %0, 1, 0, done;\n"
+            "}\n"
+            : "=r"(is_done)
+            : "r"(barrier), "r"(parity)
+            : "memory");
+    }
+}
+
+}  // namespace msgl

@@ -1,0 +1,63 @@
+// Picks the instance of the cluster kernel for the number of tokens and launches it.
+#pragma once
+#include <type_traits>
+
+#include "launch.cuh"
+#include "skinny/cluster.cuh"
+
+namespace msgl {
+
+// The most dynamic shared memory of a CTA on sm_90, of which every shape takes no more.
+constexpr uint32_t kClusterSharedMost = 227 * 1024;
+
+// Encodes the weights, to be copied in boxes of half a tile of rows by one chunk of k. A map is made anew for each
+// launch: that is a few hundred nanoseconds on the host, and nothing has to be kept.
+template <typename T>
+bool encode_weight_map(CUtensorMap *map, const msgl_skinny_params &p) {
+  void *entry = nullptr;
+  cudaDriverEntryPointQueryResult found;
+  if (cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &entry, 12000, cudaEnableDefault, &found) !=
+          cudaSuccess ||
+      found != cudaDriverEntryPointSuccess) {
+    return false;
+  }
+  const uint64_t sizes[2] = {p.k, p.n}, strides[1] = {uint64_t{p.k} * 2};
+  const uint32_t box[2] = {kChunk, kHalfTile}, steps[2] = {1, 1};
+  const auto encode = reinterpret_cast<decltype(&cuTensorMapEncodeTiled)>(entry);
+  const bool is_f16 = std::is_same_v<T, __half>;
+  return encode(map, is_f16 ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16 : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 2,
+                const_cast<void *>(p.weight), sizes, strides, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE,
+                CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+                CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) == CUDA_SUCCESS;
+}
+
+template <typename T, int kTiles>
+int launch_cluster_tiles(const msgl_skinny_params &p, const ClusterShape &s, cudaStream_t stream) {
+  const auto kernel = cluster_kernel<T, kTiles>;
+  CUtensorMap map;
+  if (!encode_weight_map<T>(&map, p)) return cudaErrorInvalidValue;
+  const cudaError_t status =
+      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kClusterSharedMost);
+  if (status != cudaSuccess) return status;
+  launch_overlapped_clusters(kernel, s.clusters << s.log_size, 1 << s.log_size, kClusterThreads, s.shared_bytes, stream, p, s, map);
+  return launch_status();
+}
+
+// Whether this program has the kernel's code for sm_90a on the current device. Compiled for anything else the kernel
+// is an empty stub, which shows in its registers.
+template <typename T>
+bool has_cluster() {
+  cudaFuncAttributes attributes;
+  return cudaFuncGetAttributes(&attributes, cluster_kernel<T, 1>) == cudaSuccess && attributes.numRegs > 32;
+}
+
+template <typename T>
+int launch_cluster(const msgl_skinny_params &p, const ClusterShape &s, cudaStream_t stream) {
+  if (p.rows <= 8) return launch_cluster_tiles<T, 1>(p, s, stream);
+  if (p.rows <= 16) return launch_cluster_tiles<T, 2>(p, s, stream);
+  if (p.rows <= 32) return launch_cluster_tiles<T, 4>(p, s, stream);
+  if (p.rows <= 48) return launch_cluster_tiles<T, 6>(p, s, stream);
+  return launch_cluster_tiles<T, 8>(p, s, stream);
+}
+
+}  // namespace msgl

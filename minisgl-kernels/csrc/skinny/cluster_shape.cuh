@@ -1,0 +1,81 @@
+// How a product is cut up over clusters: which CTA computes what, and what lies where in its shared memory.
+#pragma once
+#include "common.cuh"
+
+namespace msgl {
+
+// A tile is the 64 rows of weights that a wgmma takes: 64 features, or 32 gates and the 32 ups that belong to them.
+constexpr uint32_t kTileRows = 64, kHalfTile = kTileRows / 2;
+// Columns of a stage: one swizzle of 128 bytes.
+constexpr uint32_t kChunk = 64;
+constexpr uint32_t kTileBytes = kTileRows * kChunk * 2;
+// Two warpgroups compute, and one warp copies.
+constexpr uint32_t kClusterGroups = 2, kGroupThreads = 128;
+constexpr uint32_t kClusterWarps = kClusterGroups * kGroupThreads / 32;
+constexpr uint32_t kClusterThreads = 32 * (kClusterWarps + 1);
+// Sums of a row of tokens are staggered over the banks.
+__host__ __device__ constexpr uint32_t sums_stride(uint32_t tokens) { return tokens + (tokens == 8 ? 2 : 4); }
+
+// What may be chosen about a product: see cluster.cuh.
+struct ClusterChoice {
+  uint32_t log_size;  // CTAs of a cluster, of which each takes a part of k: 1, 2, 4 or 8
+  uint32_t tiles;     // of a CTA at a time: 2, one for each warpgroup, or 1, of which each takes every other chunk
+  uint32_t per_sm;    // CTAs that an SM has room for
+};
+
+struct ClusterShape {
+  uint32_t log_size;
+  uint32_t tiles;
+  uint32_t blocks;    // of as many tiles, in the whole product
+  uint32_t clusters;  // block b is computed by cluster b % clusters
+  uint32_t chunks;    // of k
+  uint32_t depth;     // stages of the ring
+  uint32_t stage_bytes;
+  uint32_t x_offset;
+  uint32_t sums_offset;
+  uint32_t sums_bytes;  // of one of two buffers
+  uint32_t squares_offset;
+  uint32_t barriers_offset;
+  uint32_t shared_bytes;
+};
+
+// Tokens of the instance for a number of rows.
+__host__ __device__ constexpr uint32_t cluster_tokens(uint32_t rows) {
+  return rows <= 8 ? 8 : rows <= 16 ? 16 : rows <= 32 ? 32 : rows <= 48 ? 48 : 64;
+}
+
+// The depth is 0 where the kernel cannot take the sizes.
+inline ClusterShape cluster_shape(const ClusterChoice &choice, uint32_t rows, uint32_t n, uint32_t k, bool is_gated,
+                                  uint32_t num_sms) {
+  ClusterShape s = {};
+  const uint32_t size = 1 << choice.log_size, tokens = cluster_tokens(rows);
+  s.log_size = choice.log_size;
+  s.tiles = choice.tiles;
+  s.blocks = ceil_div(is_gated ? n / 2 : n, choice.tiles * (is_gated ? kHalfTile : kTileRows));
+  const uint32_t room = num_sms * choice.per_sm >> choice.log_size;
+  s.clusters = s.blocks < room ? s.blocks : room;
+  s.chunks = ceil_div(k, kChunk);
+  s.stage_bytes = choice.tiles * kTileBytes;
+  if (s.clusters == 0 || s.chunks < size * (kClusterGroups / choice.tiles)) return s;
+  const uint32_t most_chunks = ceil_div(s.chunks, size), turns = ceil_div(s.blocks, s.clusters);
+  const uint32_t x_bytes = most_chunks * tokens * kChunk * 2;
+  s.sums_bytes = kClusterGroups * kTileRows * sums_stride(tokens) * 4;
+  const uint32_t all_sums = (turns > 1 ? 2 : 1) * s.sums_bytes, squares_bytes = size * tokens * 4;
+  // What the chip takes of each CTA's share is 1 KB; an SM has 228.
+  const uint32_t budget = 228 * 1024 / choice.per_sm - 1024;
+  const uint32_t fixed = x_bytes + all_sums + squares_bytes + 5 * 8, stage = s.stage_bytes + 2 * 8;
+  const uint32_t stages = most_chunks * turns;
+  uint32_t depth = fixed + 2 * stage > budget ? 0 : (budget - fixed) / stage;
+  // Fewer than that and the memory would wait.
+  if (depth < stages && depth * s.stage_bytes < 32 * 1024) return s;
+  if (depth > stages) depth = stages;
+  s.x_offset = depth * s.stage_bytes;
+  s.sums_offset = s.x_offset + x_bytes;
+  s.squares_offset = s.sums_offset + all_sums;
+  s.barriers_offset = s.squares_offset + squares_bytes;
+  s.shared_bytes = s.barriers_offset + 2 * 8 * depth + 5 * 8;
+  s.depth = depth;
+  return s;
+}
+
+}  // namespace msgl
