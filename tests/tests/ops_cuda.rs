@@ -1,4 +1,5 @@
-//! Every op of the registry on the first GPU, attention once for every family of kernels and every pair of them.
+//! Every op of the registry on the first GPU, attention once for every family of kernels and every pair of them, linear
+//! layers once for each own kernel.
 //! Where there is no GPU every case is skipped, and counted.
 //!
 //! `MINISGL_TEST_CASES` says how many random cases an op gets; a failure names the seed that finds it again
@@ -22,18 +23,27 @@ const FAMILIES: [[AttnKernel; 2]; 9] = [
     [Trtllm, Fi],
 ];
 
+/// Ops that our own kernels for few tokens compute.
+const LINEAR_OPS: [&str; 4] = ["linear", "norm_linear", "linear_add", "norm_gated_linear"];
+
 fn main() {
     let args = Arguments::from_args();
     let missing = device::missing();
-    let trial = |name: String, op: &'static str, families| {
-        Trial::test(name, move || device::check(op, families)).with_ignored_flag(missing.is_some())
+    let trial = |name: String, op: &'static str, families, own| {
+        Trial::test(name, move || device::check(op, families, own)).with_ignored_flag(missing.is_some())
     };
     let mut trials = Vec::new();
     for &op in OPS {
         if op == "attention" {
-            trials.extend(FAMILIES.map(|families| trial(format!("{op}::{}", name(families)), op, families)));
+            trials.extend(
+                FAMILIES.map(|families| trial(format!("{op}::{}", name(families)), op, families, None)),
+            );
         } else {
-            trials.push(trial(op.to_owned(), op, [Auto; 2]));
+            trials.push(trial(op.to_owned(), op, [Auto; 2], None));
+        }
+        if LINEAR_OPS.contains(&op) {
+            let own = |variant| trial(format!("{op}::own{variant}"), op, [Auto; 2], Some(variant));
+            trials.extend((0..device::OWN_LINEAR_KERNELS).map(own));
         }
     }
     let num_cases = trials.len();
@@ -55,13 +65,14 @@ fn name([prefill, decode]: [AttnKernel; 2]) -> String {
 #[cfg(feature = "cuda")]
 mod device {
     use minisgl_kernels::Backend;
-    use minisgl_kernels::cuda::{Cuda, CudaOptions, num_devices};
+    pub(crate) use minisgl_kernels::cuda::OWN_LINEAR_KERNELS;
+    use minisgl_kernels::cuda::{Cuda, CudaOptions, LinearKernel, num_devices};
     use minisgl_tests::ops::{CheckConfig, find};
 
     use super::{AttnKernel, Failed};
 
-    /// Ops whose bits may depend on the batch: cuBLASLt chooses by the number of rows, and the skinny kernel
-    /// takes few of them; attention cuts its work by the batch.
+    /// Ops whose bits may depend on the batch: cuBLASLt chooses by the number of rows, and own kernels
+    /// take few of them; attention cuts its work by the batch.
     const BATCH_DEPENDENT: [&str; 5] =
         ["linear", "norm_linear", "linear_add", "norm_gated_linear", "attention"];
 
@@ -70,7 +81,7 @@ mod device {
         (num_devices() == 0).then_some("no CUDA device")
     }
 
-    pub(crate) fn check(op: &str, attention: [AttnKernel; 2]) -> Result<(), Failed> {
+    pub(crate) fn check(op: &str, attention: [AttnKernel; 2], own: Option<u32>) -> Result<(), Failed> {
         let config = CheckConfig {
             batch_invariant: !BATCH_DEPENDENT.contains(&op),
             truncates_sums: true,
@@ -78,7 +89,8 @@ mod device {
             ..CheckConfig::from_env(64)
         };
         let [prefill, decode] = attention;
-        let mut cuda = Cuda::open(CudaOptions { prefill, decode, ..CudaOptions::default() })?;
+        let linear = own.map_or(LinearKernel::Auto, LinearKernel::Own);
+        let mut cuda = Cuda::open(CudaOptions { prefill, decode, linear, ..CudaOptions::default() })?;
         find::<Cuda>(op).check(&mut cuda, &config)?;
         cuda.synchronize()?;
         Ok(())
@@ -104,11 +116,13 @@ mod device {
 
     use super::{AttnKernel, Failed};
 
+    pub(crate) const OWN_LINEAR_KERNELS: u32 = 0;
+
     pub(crate) fn missing() -> Option<&'static str> {
         Some("built without the feature cuda")
     }
 
-    pub(crate) fn check(op: &str, _: [AttnKernel; 2]) -> Result<(), Failed> {
+    pub(crate) fn check(op: &str, _: [AttnKernel; 2], _: Option<u32>) -> Result<(), Failed> {
         Err(format!("{op} cannot run: this program was built without the feature cuda").into())
     }
 

@@ -141,7 +141,10 @@ template <typename T, int kHeadDim>
 int launch_decode_pages(const msgl_attention_params& params, cudaStream_t stream) {
     const PageShape shape(params.sizes.heads_per_job, kHeadDim);
     const auto kernel = decode_pages_kernel<T, kHeadDim>;
-    const cudaError_t status = allow_shared_memory(kernel);
+    // Always the most of any shape: other engines' threads set it too.
+    const PageShape largest(max_page_heads(kHeadDim), kHeadDim);
+    const cudaError_t status = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                                    static_cast<int>(largest.shared_bytes));
     if (status != cudaSuccess) return status;
     launch_overlapped(kernel, params.sizes.decode_ctas, 32 * (params.sizes.heads_per_job + 1), shape.shared_bytes,
                       stream, params);

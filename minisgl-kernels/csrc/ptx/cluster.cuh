@@ -11,9 +11,9 @@ __device__ __forceinline__ uint32_t cluster_rank() {
     return rank;
 }
 
-// Every thread of the cluster arrives, and waits later for all of them; what was written before the one is visible after
-// the other.
-__device__ __forceinline__ void cluster_arrive() { asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory"); }
+// Every thread of the cluster arrives, and waits later for all of them. Of what was written before it makes barriers
+// visible alone, which mbarrier_init_fence() was called for.
+__device__ __forceinline__ void cluster_arrive() { asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory"); }
 
 __device__ __forceinline__ void cluster_wait() { asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory"); }
 
@@ -39,23 +39,7 @@ __device__ __forceinline__ void store_async(uint32_t dst, float first, float sec
 
 // Arrives at the barrier of a CTA of the cluster.
 __device__ __forceinline__ void cluster_barrier_arrive(uint32_t barrier) {
-    asm volatile("mbarrier.arrive.release.cluster.shared::cluster.b64 _, [%0];" ::"r"(barrier) : "memory");
-}
-
-// Waits until the phase of this parity of an own barrier has ended that other CTAs arrive at or store to.
-__device__ __forceinline__ void cluster_barrier_wait(uint32_t barrier, uint32_t parity) {
-    uint32_t is_done = 0;
-    while (is_done == 0) {
-        asm volatile(
-            "{\n"
-            ".reg .pred done;\n"
-            "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 done, [%1], %2;\n"
-            "selp.u32 %0, 1, 0, done;\n"
-            "}\n"
-            : "=r"(is_done)
-            : "r"(barrier), "r"(parity)
-            : "memory");
-    }
+    asm volatile("mbarrier.arrive.shared::cluster.b64 _, [%0];" ::"r"(barrier) : "memory");
 }
 
 }  // namespace msgl

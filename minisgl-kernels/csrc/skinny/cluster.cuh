@@ -49,16 +49,16 @@ struct ClusterSlice {
 struct ClusterSlot {
   uint32_t slot, parity;
 
-  __device__ void advance(uint32_t by, uint32_t depth) {
-    slot += by;
-    while (slot >= depth) {
-      slot -= depth;
+  __device__ __forceinline__ void advance(uint32_t depth) {
+    if (++slot == depth) {
+      slot = 0;
       parity ^= 1;
     }
   }
 };
 
 // The copying thread.
+template <int kRowTiles>
 __device__ __forceinline__ void cluster_copy(const msgl_skinny_params &p, const ClusterShape &s,
                                              const ClusterSlice &slice, const CUtensorMap &map, uint32_t ring,
                                              const ClusterBarriers &barriers) {
@@ -66,20 +66,22 @@ __device__ __forceinline__ void cluster_copy(const msgl_skinny_params &p, const 
   uint32_t stage = 0;
   const uint32_t tile_rows = p.is_gated ? kHalfTile : kTileRows, other_half = p.is_gated ? p.n / 2 : kHalfTile;
   for (uint32_t block = blockIdx.x >> s.log_size; block < s.blocks; block += s.clusters) {
-    for (uint32_t chunk = 0; chunk < slice.count; chunk++, stage++) {
+    for (uint32_t chunk = 0; chunk < slice.count; chunk++) {
       const uint32_t barrier = barriers.full + at.slot * 8, column = (slice.first + chunk) * kChunk;
+      if (stage == s.launch_at) grid_launch_next();
       if (stage >= s.depth) mbarrier_wait(barriers.empty + at.slot * 8, at.parity);
-      mbarrier_arrive_expect(barrier, s.stage_bytes);
-      for (uint32_t tile = 0; tile < s.tiles; tile++) {
-        const uint32_t dst = ring + at.slot * s.stage_bytes + tile * kTileBytes;
-        const uint32_t row = (block * s.tiles + tile) * tile_rows;
+      mbarrier_arrive_expect(barrier, kRowTiles * kTileBytes);
+#pragma unroll
+      for (uint32_t tile = 0; tile < kRowTiles; tile++) {
+        const uint32_t dst = ring + (at.slot * kRowTiles + tile) * kTileBytes;
+        const uint32_t row = (block * kRowTiles + tile) * tile_rows;
         tensor_copy(dst, map, barrier, column, row, kEvictFirst);
         tensor_copy(dst + kTileBytes / 2, map, barrier, column, row + other_half, kEvictFirst);
       }
-      at.advance(1, s.depth);
+      stage++;
+      at.advance(s.depth);
     }
   }
-  // Not earlier: the next grid's weights would compete with those that are still to come here.
   grid_launch_next();
 }
 
@@ -158,74 +160,54 @@ __device__ __forceinline__ void cluster_send_squares(const msgl_skinny_params &p
 }
 
 // One block of a warpgroup: its tile, or its chunks of the tile. Sums go to those that store them.
-template <typename T, int kTiles>
+template <typename T, int kTiles, int kRowTiles>
 struct ClusterProduct {
   static constexpr uint32_t kTokens = kTiles * 8, kStride = sums_stride(kTokens);
-  // Sums of every other step: two chains of instructions that need not wait for each other.
-  static constexpr int kChains = kTiles <= 4 ? 2 : 1;
-  float acc[kChains][kTiles][4];
+  float acc[kTiles][4];
 
-  __device__ __forceinline__ void multiply(const ClusterShape &s, uint32_t count, uint32_t group, uint32_t ring,
-                                           uint32_t x, ClusterSlot start, const ClusterBarriers &barriers) {
-    using Matrix = SwizzledMatrix<kChunk>;
-    const uint32_t parts = kClusterGroups / s.tiles, part = s.tiles == 1 ? group : 0;
-    const uint32_t weights = ring + (s.tiles == 1 ? 0 : group * kTileBytes);
-    const bool is_leader = threadIdx.x % 32 == 0;
+  // `ring` and `x` are descriptors of the first 16 columns.
+  __device__ __forceinline__ void multiply(const ClusterShape &s, uint32_t count, uint32_t group, uint64_t ring,
+                                           uint64_t x, ClusterSlot &at, const ClusterBarriers &barriers) {
+    const bool releases = s.refills != 0 && threadIdx.x % 32 == 0;
+    uint32_t before = s.depth;
 #pragma unroll
-    for (int c = 0; c < kChains; c++) {
+    for (int m = 0; m < kTiles; m++) {
 #pragma unroll
-      for (int m = 0; m < kTiles; m++) {
-#pragma unroll
-        for (int e = 0; e < 4; e++) acc[c][m][e] = 0.f;
-      }
+      for (int e = 0; e < 4; e++) acc[m][e] = 0.f;
     }
-    ClusterSlot at = start;
-    at.advance(part, s.depth);
-    uint32_t before = 0;
-    for (uint32_t chunk = part; chunk < count; chunk += parts) {
+    for (uint32_t chunk = 0; chunk < count; chunk++, at.advance(s.depth)) {
+      if (kRowTiles == 1 && chunk % 2 != group) continue;
       mbarrier_wait(barriers.full + at.slot * 8, at.parity);
-#pragma unroll
-      for (int c = 0; c < kChains; c++) fence_registers(acc[c]);
+      const uint64_t a = ring + at.slot * (kRowTiles * kTileBytes / 16), b = x + chunk * (kTokens * kChunk * 2 / 16);
+      fence_registers(acc);
       wgmma_fence();
 #pragma unroll
-      for (uint32_t step = 0; step < kChunk / 16; step++) {
-        Wgmma<T, kTiles>::shared_a(acc[step % kChains], Matrix::columns(weights + at.slot * s.stage_bytes, step),
-                                   Matrix::columns(x + chunk * kTokens * kChunk * 2, step), 1);
-      }
+      for (uint32_t step = 0; step < kChunk / 16; step++) Wgmma<T, kTiles>::shared_a(acc, a + step * 2, b + step * 2, 1);
       wgmma_commit();
-#pragma unroll
-      for (int c = 0; c < kChains; c++) fence_registers(acc[c]);
-      wgmma_wait<1>();
-      if (chunk != part && is_leader) mbarrier_arrive(barriers.empty + before * 8);
-      before = at.slot;
-      at.advance(parts, s.depth);
+      fence_registers(acc);
+      if (s.refills != 0) {
+        wgmma_wait<1>();
+        if (releases && before < s.depth) mbarrier_arrive(barriers.empty + before * 8);
+        before = at.slot;
+      }
     }
     last_slot = before;
   }
 
-  __device__ __forceinline__ void finish(const ClusterBarriers &barriers) {
+  __device__ __forceinline__ void finish(const ClusterShape &s, const ClusterBarriers &barriers) {
     wgmma_wait<0>();
-#pragma unroll
-    for (int c = 0; c < kChains; c++) fence_registers(acc[c]);
-    if (threadIdx.x % 32 == 0) mbarrier_arrive(barriers.empty + last_slot * 8);
-#pragma unroll
-    for (int c = 1; c < kChains; c++) {
-#pragma unroll
-      for (int m = 0; m < kTiles; m++) {
-#pragma unroll
-        for (int e = 0; e < 4; e++) acc[0][m][e] += acc[c][m][e];
-      }
-    }
+    fence_registers(acc);
+    if (s.refills != 0 && threadIdx.x % 32 == 0) mbarrier_arrive(barriers.empty + last_slot * 8);
   }
 
   __device__ __forceinline__ void send(const ClusterShape &s, uint32_t rank, uint32_t group, bool is_gated,
                                        uint32_t sums, uint32_t barrier) {
-    const uint32_t lane = threadIdx.x % 32, log_share = 6 - s.log_size;
+    const uint32_t lane = threadIdx.x % 32, log_share = 6 - s.log_size, log_half = log_share - 1;
 #pragma unroll
     for (int h = 0; h < 2; h++) {
       const uint32_t row = threadIdx.x % kGroupThreads / 32 * 16 + h * 8 + lane / 4;
       // An equal share of a tile's rows each; with gates, of gates and their ups.
-      const uint32_t in_half = row % kHalfTile, log_half = log_share - 1;
+      const uint32_t in_half = row % kHalfTile;
       const uint32_t owner = is_gated ? in_half >> log_half : row >> log_share;
       const uint32_t local = is_gated ? (row / kHalfTile << log_half) + (in_half & ((1u << log_half) - 1))
                                       : row & ((1u << log_share) - 1);
@@ -233,108 +215,133 @@ struct ClusterProduct {
       const uint32_t dst = cluster_address(sums + (at * kStride + lane % 4 * 2) * 4, owner);
       const uint32_t full = cluster_address(barrier, owner);
 #pragma unroll
-      for (int m = 0; m < kTiles; m++) store_async(dst + m * 32, acc[0][m][2 * h], acc[0][m][2 * h + 1], full);
+      for (int m = 0; m < kTiles; m++) store_async(dst + m * 32, acc[m][2 * h], acc[m][2 * h + 1], full);
     }
   }
 
   uint32_t last_slot;
 };
 
-// Adds up what a CTA was sent of a block, and stores what the epilogue makes of it. Each lane has two neighbouring
-// features of a token.
-template <typename T, int kTiles>
+// What a lane stores of a block: two neighbouring features of a token. A warp has a run of tokens and features, and goes
+// on with every eighth such item.
+template <typename T, int kRowTiles>
+struct ClusterOutput {
+  uint32_t pair, tile, token, feature;
+  uint64_t at;
+  bool exists, has_second, is_aligned;
+
+  // How items count: bits of a feature pair and a token within a warp, then pairs, tiles and tokens.
+  struct Counts {
+    uint32_t log_rows, pair_bits, token_bits, log_turns, items, n_out;
+
+    __device__ Counts(const msgl_skinny_params &p, const ClusterShape &s) {
+      log_rows = 6 - s.log_size - (p.is_gated ? 1 : 0);
+      pair_bits = min(log_rows - 1, 2u);
+      token_bits = 5 - pair_bits;
+      log_turns = log_rows - 1 - pair_bits;
+      items = ((p.rows + (1u << token_bits) - 1) >> token_bits) << (log_turns + kRowTiles - 1);
+      n_out = p.is_gated ? p.n / 2 : p.n;
+    }
+  };
+
+  __device__ ClusterOutput(const msgl_skinny_params &p, const Counts &c, uint32_t rank, uint32_t block, uint32_t item) {
+    const uint32_t lane = threadIdx.x % 32;
+    pair = ((item & ((1u << c.log_turns) - 1)) << c.pair_bits) + (lane & ((1u << c.pair_bits) - 1));
+    tile = item >> c.log_turns & (kRowTiles - 1);
+    token = (item >> (c.log_turns + kRowTiles - 1) << c.token_bits) + (lane >> c.pair_bits);
+    feature = (block * kRowTiles + tile) * (p.is_gated ? kHalfTile : kTileRows) + (rank << c.log_rows) + 2 * pair;
+    exists = item < c.items && token < p.rows && feature < c.n_out;
+    has_second = feature + 1 < c.n_out;
+    is_aligned = has_second && c.n_out % 2 == 0;
+    at = static_cast<uint64_t>(token) * c.n_out + feature;
+  }
+
+  // What is added to, as it lies there.
+  __device__ uint32_t before(const msgl_skinny_params &p) const {
+    if (!exists || !p.adds_to_out) return 0;
+    const T *out = static_cast<const T *>(p.out) + at;
+    if (is_aligned) return *reinterpret_cast<const uint32_t *>(out);
+    const uint16_t *words = reinterpret_cast<const uint16_t *>(out);
+    return words[0] | (has_second ? uint32_t{words[1]} << 16 : 0);
+  }
+
+  __device__ void store(const msgl_skinny_params &p, float first, float second) const {
+    if (p.out_dtype == MSGL_F32) {
+      float *out = static_cast<float *>(p.out) + at;
+      out[0] = first;
+      if (has_second) out[1] = second;
+      return;
+    }
+    T *out = static_cast<T *>(p.out) + at;
+    if (is_aligned) {
+      *reinterpret_cast<uint32_t *>(out) = pack_pair<T>(first, second);
+    } else {
+      out[0] = from_float<T>(first);
+      if (has_second) out[1] = from_float<T>(second);
+    }
+  }
+};
+
+// Adds up what a CTA was sent of a block, in the order of k, and stores what the epilogue makes of it. `first_before`
+// is what the warp's first item adds to, where it was read already.
+template <typename T, int kTiles, int kRowTiles>
 __device__ __forceinline__ void cluster_store(const msgl_skinny_params &p, const ClusterShape &s, uint32_t rank,
                                               uint32_t block, const float *sums, const float *squares, bool is_first,
-                                              uint32_t parity, uint32_t sums_full, uint32_t squares_full) {
-  constexpr uint32_t kTokens = kTiles * 8, kStride = sums_stride(kTokens);
-  const uint32_t lane = threadIdx.x % 32, size = 1 << s.log_size;
-  const uint32_t log_share = 6 - s.log_size, log_rows = log_share - (p.is_gated ? 1 : 0);
-  // Bits of an item: feature pair and token within a warp, then pair, tile and token.
-  const uint32_t log_pairs = log_rows - 1, pair_bits = log_pairs < 2 ? log_pairs : 2, token_bits = 5 - pair_bits;
-  const uint32_t pair_low = lane & ((1u << pair_bits) - 1), token_low = lane >> pair_bits;
-  const uint32_t log_turns = log_pairs - pair_bits, log_tiles = s.tiles - 1;
-  const uint32_t items = ceil_div(p.rows, 1u << token_bits) << (log_turns + log_tiles);
-  const uint32_t n_out = p.is_gated ? p.n / 2 : p.n;
-  const uint32_t sets = s.tiles == 1 ? 2 * size : size, set_stride = (s.tiles == 1 ? 1 : 2) * (kStride << log_share);
+                                              uint32_t first_before, uint32_t sums_full, uint32_t parity,
+                                              uint32_t squares_full) {
+  using Output = ClusterOutput<T, kRowTiles>;
+  constexpr uint32_t kTokens = kTiles * 8, kStride = sums_stride(kTokens), kParts = kClusterGroups / kRowTiles;
+  const typename Output::Counts counts(p, s);
+  const uint32_t size = 1 << s.log_size, log_share = 6 - s.log_size, warp = threadIdx.x / 32;
   const T *bias = static_cast<const T *>(p.bias);
   bool has_waited = false;
-  for (uint32_t item = threadIdx.x / 32; item < items || !has_waited; item += kClusterWarps) {
-    const uint32_t pair = ((item & ((1u << log_turns) - 1)) << pair_bits) + pair_low;
-    const uint32_t tile = item >> log_turns & (s.tiles - 1);
-    const uint32_t token = (item >> (log_turns + log_tiles) << token_bits) + token_low;
-    const uint32_t feature =
-        (block * s.tiles + tile) * (p.is_gated ? kHalfTile : kTileRows) + (rank << log_rows) + 2 * pair;
-    const bool exists = token < p.rows && feature < n_out, has_second = feature + 1 < n_out;
-    const uint64_t at = static_cast<uint64_t>(token) * n_out + feature;
-    const bool is_aligned = has_second && n_out % 2 == 0;
-    // What is added to is read before the sums are there.
-    float before[2] = {0.f, 0.f};
-    if (exists && p.adds_to_out) {
-      const T *out = static_cast<const T *>(p.out) + at;
-      if (is_aligned) {
-        const auto both = *reinterpret_cast<const typename Pair<T>::Type *>(out);
-        before[0] = Pair<T>::to_floats(both).x;
-        before[1] = Pair<T>::to_floats(both).y;
-      } else {
-        before[0] = to_float(out[0]);
-        if (has_second) before[1] = to_float(out[1]);
-      }
-    }
+  for (uint32_t item = warp; item < counts.items || !has_waited; item += kClusterWarps) {
+    const Output out(p, counts, rank, block, item);
+    const uint32_t raw_before = is_first && item == warp ? first_before : out.before(p);
     float scale = 1.f;
     if (p.norm != nullptr) {
-      if (!has_waited && is_first) cluster_barrier_wait(squares_full, 0);
+      if (!has_waited && is_first) mbarrier_wait(squares_full, 0);
       float square = 0.f;
-      if (exists) {
-        for (uint32_t r = 0; r < size; r++) square += squares[r * kTokens + token];
-      }
-      scale = rsqrtf(square / p.k + p.eps);
+      for (uint32_t r = 0; r < size && out.exists; r++) square += squares[r * kTokens + out.token];
+      scale = rsqrtf(square * s.inverse_k + p.eps);
     }
-    if (!has_waited) cluster_barrier_wait(sums_full, parity);
+    if (!has_waited) mbarrier_wait(sums_full, parity);
     has_waited = true;
-    if (!exists) continue;
-    const float *mine = sums + ((tile << log_share) + 2 * pair) * kStride + token;
-    const float *ups = mine + (kStride << log_rows);
+    if (!out.exists) continue;
+    const float *mine = sums + ((out.tile << log_share) + 2 * out.pair) * kStride + out.token;
     float value[2] = {0.f, 0.f}, up[2] = {0.f, 0.f};
-#pragma unroll 4
-    for (uint32_t set = 0; set < sets; set++) {
-      value[0] += mine[set * set_stride];
-      value[1] += mine[set * set_stride + kStride];
-    }
-    if (p.is_gated) {
-#pragma unroll 4
-      for (uint32_t set = 0; set < sets; set++) {
-        up[0] += ups[set * set_stride];
-        up[1] += ups[set * set_stride + kStride];
+#pragma unroll 2
+    for (uint32_t r = 0; r < size; r++) {
+#pragma unroll
+      for (uint32_t part = 0; part < kParts; part++) {
+        const float *set = mine + ((r * kClusterGroups + part) << log_share) * kStride;
+        value[0] += set[0];
+        value[1] += set[kStride];
+        if (p.is_gated) {
+          const float *ups = set + (kStride << counts.log_rows);
+          up[0] += ups[0];
+          up[1] += ups[kStride];
+        }
       }
     }
+    const float2 before = Pair<T>::to_floats(reinterpret_cast<const typename Pair<T>::Type &>(raw_before));
 #pragma unroll
     for (int e = 0; e < 2; e++) {
       value[e] *= scale;
-      up[e] *= scale;
-      if (bias != nullptr && (e == 0 || has_second)) {
-        value[e] += to_float(bias[feature + e]);
-        if (p.is_gated) up[e] += to_float(bias[n_out + feature + e]);
+      const bool has_bias = bias != nullptr && (e == 0 || out.has_second);
+      if (has_bias) value[e] += to_float(bias[out.feature + e]);
+      if (p.is_gated) {
+        up[e] *= scale;
+        if (has_bias) up[e] += to_float(bias[counts.n_out + out.feature + e]);
+        value[e] = activate(p.activation, value[e]) * up[e];
       }
-      if (p.is_gated) value[e] = activate(p.activation, value[e]) * up[e];
-      value[e] += before[e];
+      value[e] += e == 0 ? before.x : before.y;
     }
-    if (p.out_dtype == MSGL_F32) {
-      float *out = static_cast<float *>(p.out) + at;
-      out[0] = value[0];
-      if (has_second) out[1] = value[1];
-    } else {
-      T *out = static_cast<T *>(p.out) + at;
-      if (is_aligned) {
-        *reinterpret_cast<uint32_t *>(out) = pack_pair<T>(value[0], value[1]);
-      } else {
-        out[0] = from_float<T>(value[0]);
-        if (has_second) out[1] = from_float<T>(value[1]);
-      }
-    }
+    out.store(p, value[0], value[1]);
   }
 }
 
-template <typename T, int kTiles>
+template <typename T, int kTiles, int kRowTiles>
 __global__ void __launch_bounds__(kClusterThreads, kTiles <= 4 ? 3 : 2)
     cluster_kernel(const __grid_constant__ msgl_skinny_params p, const __grid_constant__ ClusterShape s,
                    const __grid_constant__ CUtensorMap map) {
@@ -347,7 +354,7 @@ __global__ void __launch_bounds__(kClusterThreads, kTiles <= 4 ? 3 : 2)
   if (threadIdx.x == 32 * kClusterWarps) {
     for (uint32_t i = 0; i < s.depth; i++) {
       mbarrier_init(barriers.full + i * 8, 1);
-      mbarrier_init(barriers.empty + i * 8, s.tiles * kGroupThreads / 32);
+      mbarrier_init(barriers.empty + i * 8, kRowTiles * kGroupThreads / 32);
     }
     for (uint32_t i = 0; i < 2; i++) {
       mbarrier_init(barriers.sums_full + i * 8, 1);
@@ -361,20 +368,29 @@ __global__ void __launch_bounds__(kClusterThreads, kTiles <= 4 ? 3 : 2)
   __syncthreads();
   cluster_arrive();
   if (warp == kClusterWarps) {
-    if (threadIdx.x % 32 == 0) cluster_copy(p, s, slice, map, ring, barriers);
+    if (threadIdx.x % 32 == 0) cluster_copy<kRowTiles>(p, s, slice, map, ring, barriers);
     __syncwarp();
     cluster_wait();
     return;
   }
-  cluster_wait();
-  const uint32_t group = threadIdx.x / kGroupThreads, x = ring + s.x_offset;
-  const uint32_t sums = ring + s.sums_offset, squares = ring + s.squares_offset;
+  using Matrix = SwizzledMatrix<kChunk>;
+  using Output = ClusterOutput<T, kRowTiles>;
+  // The same in all lanes, which the compiler shall know.
+  const uint32_t group = __shfl_sync(~0u, threadIdx.x / kGroupThreads, 0);
+  const uint32_t x = ring + s.x_offset, sums = ring + s.sums_offset, squares = ring + s.squares_offset;
+  const uint64_t ring_matrix = Matrix::columns(ring + (kRowTiles == 1 ? 0 : group * kTileBytes), 0);
+  const uint64_t x_matrix = Matrix::columns(x, 0);
   const float *sums_here = reinterpret_cast<const float *>(dynamic_shared + s.sums_offset);
   const float *squares_here = reinterpret_cast<const float *>(dynamic_shared + s.squares_offset);
+  uint32_t block = blockIdx.x >> s.log_size;
   // Clusters begin with different tokens: all at once would ask the same lines of L2.
-  const uint32_t first_token = (warp + (blockIdx.x >> s.log_size)) % kClusterWarps;
+  const uint32_t first_token = (warp + block) % kClusterWarps;
+  const Output first_output(p, typename Output::Counts(p, s), slice.rank, block, warp);
   float square[kTiles] = {};
+  cluster_wait();
   grid_wait();
+  // Here it need not wait for anything else, as it would behind the product.
+  const uint32_t first_before = first_output.before(p);
   if (p.norm != nullptr) {
     cluster_load_x<T, kTiles, true>(p, slice, first_token, dynamic_shared + s.x_offset, square);
   } else {
@@ -383,36 +399,34 @@ __global__ void __launch_bounds__(kClusterThreads, kTiles <= 4 ? 3 : 2)
   fence_async_proxy();
   named_barrier_sync(1, 32 * kClusterWarps);
 
-  const auto store = [&](uint32_t block, uint32_t turn) {
-    const uint32_t buffer = turn % 2, sums_full = barriers.sums_full + buffer * 8;
-    cluster_store<T, kTiles>(p, s, slice.rank, block, sums_here + buffer * (s.sums_bytes / 4), squares_here, turn == 0,
-                             turn / 2 & 1, sums_full, barriers.squares_full);
-    // Where the buffer is used again, its readers say so to all that write to it.
-    if (block + 2 * s.clusters >= s.blocks) return;
-    __syncwarp();
-    if (threadIdx.x == 0) mbarrier_arrive_expect(sums_full, kSumBytes);
-    __syncwarp();
-    if (threadIdx.x % 32 < 1u << s.log_size) {
-      cluster_barrier_arrive(cluster_address(barriers.sums_free + buffer * 8, threadIdx.x % 32));
-    }
-  };
   ClusterSlot at = {0, 0};
-  ClusterProduct<T, kTiles> product;
-  uint32_t turn = 0, block = blockIdx.x >> s.log_size;
-  for (; block < s.blocks; block += s.clusters, turn++) {
-    product.multiply(s, slice.count, group, ring, x, at, barriers);
-    at.advance(slice.count, s.depth);
-    if (turn == 0 && p.norm != nullptr) {
-      cluster_send_squares<kTiles>(p, s, slice.rank, first_token, square, squares, barriers);
+  ClusterProduct<T, kTiles, kRowTiles> product;
+  // A block is stored one turn late, so that the sums are there; the last turn only stores.
+  for (uint32_t turn = 0; turn == 0 || block < s.blocks + s.clusters; turn++, block += s.clusters) {
+    if (block < s.blocks) {
+      const uint32_t buffer = turn % 2;
+      product.multiply(s, slice.count, group, ring_matrix, x_matrix, at, barriers);
+      if (turn == 0 && p.norm != nullptr) {
+        cluster_send_squares<kTiles>(p, s, slice.rank, first_token, square, squares, barriers);
+      }
+      product.finish(s, barriers);
+      if (turn >= 2) mbarrier_wait(barriers.sums_free + buffer * 8, (turn / 2 - 1) & 1);
+      product.send(s, slice.rank, group, p.is_gated != 0, sums + buffer * s.sums_bytes, barriers.sums_full + buffer * 8);
     }
-    product.finish(barriers);
-    const uint32_t buffer = turn % 2;
-    if (turn >= 2) cluster_barrier_wait(barriers.sums_free + buffer * 8, (turn / 2 - 1) & 1);
-    product.send(s, slice.rank, group, p.is_gated != 0, sums + buffer * s.sums_bytes, barriers.sums_full + buffer * 8);
-    // One block late, so that the sums are there.
-    if (turn > 0) store(block - s.clusters, turn - 1);
+    if (turn == 0) continue;
+    const uint32_t buffer = (turn - 1) % 2, sums_full = barriers.sums_full + buffer * 8, stored = block - s.clusters;
+    cluster_store<T, kTiles, kRowTiles>(p, s, slice.rank, stored, sums_here + buffer * (s.sums_bytes / 4), squares_here,
+                                        turn == 1, first_before, sums_full, (turn - 1) / 2 & 1, barriers.squares_full);
+    // Where the buffer is used again, its readers say so to all that write to it.
+    if (stored + 2 * s.clusters < s.blocks) {
+      __syncwarp();
+      if (threadIdx.x == 0) mbarrier_arrive_expect(sums_full, kSumBytes);
+      __syncwarp();
+      if (threadIdx.x % 32 < 1u << s.log_size) {
+        cluster_barrier_arrive(cluster_address(barriers.sums_free + buffer * 8, threadIdx.x % 32));
+      }
+    }
   }
-  store(block - s.clusters, turn - 1);
 #endif
 }
 

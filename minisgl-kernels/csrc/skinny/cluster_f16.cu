@@ -3,8 +3,8 @@
 
 namespace msgl {
 
-int cluster_f16(const msgl_skinny_params &params, const ClusterShape &shape, cudaStream_t stream) {
-  return launch_cluster<__half>(params, shape, stream);
+int cluster_f16(const msgl_skinny_params &params, const ClusterChoice &choice, cudaStream_t stream) {
+  return launch_cluster<__half>(params, choice, stream);
 }
 
 bool has_cluster_f16() { return has_cluster<__half>(); }

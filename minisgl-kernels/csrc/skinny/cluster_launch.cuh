@@ -31,15 +31,17 @@ bool encode_weight_map(CUtensorMap *map, const msgl_skinny_params &p) {
                 CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) == CUDA_SUCCESS;
 }
 
-template <typename T, int kTiles>
+template <typename T, int kTiles, int kRowTiles>
 int launch_cluster_tiles(const msgl_skinny_params &p, const ClusterShape &s, cudaStream_t stream) {
-  const auto kernel = cluster_kernel<T, kTiles>;
+  const auto kernel = cluster_kernel<T, kTiles, kRowTiles>;
   CUtensorMap map;
   if (!encode_weight_map<T>(&map, p)) return cudaErrorInvalidValue;
+  // Always the most of any shape: other engines' threads set it too.
   const cudaError_t status =
       cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kClusterSharedMost);
   if (status != cudaSuccess) return status;
-  launch_overlapped_clusters(kernel, s.clusters << s.log_size, 1 << s.log_size, kClusterThreads, s.shared_bytes, stream, p, s, map);
+  launch_overlapped_clusters(kernel, s.clusters << s.log_size, 1 << s.log_size, kClusterThreads, s.shared_bytes, stream,
+                             p, s, map);
   return launch_status();
 }
 
@@ -48,16 +50,24 @@ int launch_cluster_tiles(const msgl_skinny_params &p, const ClusterShape &s, cud
 template <typename T>
 bool has_cluster() {
   cudaFuncAttributes attributes;
-  return cudaFuncGetAttributes(&attributes, cluster_kernel<T, 1>) == cudaSuccess && attributes.numRegs > 32;
+  return cudaFuncGetAttributes(&attributes, cluster_kernel<T, 1, 1>) == cudaSuccess && attributes.numRegs > 32;
+}
+
+template <typename T, int kRowTiles>
+int launch_cluster(const msgl_skinny_params &p, const ClusterShape &s, cudaStream_t stream) {
+  switch (cluster_tokens(p.rows)) {
+    case 8: return launch_cluster_tiles<T, 1, kRowTiles>(p, s, stream);
+    case 16: return launch_cluster_tiles<T, 2, kRowTiles>(p, s, stream);
+    case 32: return launch_cluster_tiles<T, 4, kRowTiles>(p, s, stream);
+    case 48: return launch_cluster_tiles<T, 6, kRowTiles>(p, s, stream);
+    default: return launch_cluster_tiles<T, 8, kRowTiles>(p, s, stream);
+  }
 }
 
 template <typename T>
-int launch_cluster(const msgl_skinny_params &p, const ClusterShape &s, cudaStream_t stream) {
-  if (p.rows <= 8) return launch_cluster_tiles<T, 1>(p, s, stream);
-  if (p.rows <= 16) return launch_cluster_tiles<T, 2>(p, s, stream);
-  if (p.rows <= 32) return launch_cluster_tiles<T, 4>(p, s, stream);
-  if (p.rows <= 48) return launch_cluster_tiles<T, 6>(p, s, stream);
-  return launch_cluster_tiles<T, 8>(p, s, stream);
+int launch_cluster(const msgl_skinny_params &p, const ClusterChoice &choice, cudaStream_t stream) {
+  const ClusterShape s = cluster_shape(choice, p.rows, p.n, p.k, p.is_gated != 0, p.num_sms);
+  return choice.tiles == 1 ? launch_cluster<T, 1>(p, s, stream) : launch_cluster<T, 2>(p, s, stream);
 }
 
 }  // namespace msgl

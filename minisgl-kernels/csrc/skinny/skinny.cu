@@ -6,8 +6,8 @@ namespace msgl {
 
 int skinny_bf16(const msgl_skinny_params &params, cudaStream_t stream);
 int skinny_f16(const msgl_skinny_params &params, cudaStream_t stream);
-int cluster_bf16(const msgl_skinny_params &params, const ClusterShape &shape, cudaStream_t stream);
-int cluster_f16(const msgl_skinny_params &params, const ClusterShape &shape, cudaStream_t stream);
+int cluster_bf16(const msgl_skinny_params &params, const ClusterChoice &choice, cudaStream_t stream);
+int cluster_f16(const msgl_skinny_params &params, const ClusterChoice &choice, cudaStream_t stream);
 bool has_cluster_bf16();
 bool has_cluster_f16();
 
@@ -15,13 +15,12 @@ namespace {
 
 // Variant 0 streams the weights of whole rows (skinny.cuh); the others are these.
 constexpr ClusterChoice kClusterChoices[] = {
-    {3, 1, 3}, {3, 1, 2}, {2, 1, 3}, {2, 1, 2}, {1, 1, 3}, {1, 1, 2}, {2, 2, 2}, {1, 2, 1}, {3, 2, 2}, {3, 1, 1}, {2, 2, 1},
+    {3, 1, 1, 2}, {2, 1, 1, 2}, {1, 1, 1, 2}, {3, 2, 1, 2}, {2, 2, 1, 2}, {2, 2, 1, 1}, {1, 1, 1, 1}, {1, 2, 1, 1},
+    {3, 1, 1, 1}, {2, 1, 1, 1}, {2, 1, 2, 2},
 };
 static_assert(sizeof(kClusterChoices) / sizeof(kClusterChoices[0]) + 1 == MSGL_SKINNY_VARIANTS, "all of them");
 
-ClusterShape shape_of(const msgl_skinny_params &p) {
-  return cluster_shape(kClusterChoices[p.variant - 1], p.rows, p.n, p.k, p.is_gated != 0, p.num_sms);
-}
+const ClusterChoice &choice_of(const msgl_skinny_params &p) { return kClusterChoices[p.variant - 1]; }
 
 }  // namespace
 
@@ -37,7 +36,10 @@ extern "C" int msgl_skinny_is_supported(const msgl_skinny_params *params, uint32
   if (params->variant == 0) {
     return skinny_shape(params->rows, params->n, params->k, is_gated, has_norm, params->num_sms).depth > 0;
   }
-  if (params->variant >= MSGL_SKINNY_VARIANTS || shape_of(*params).depth == 0) return 0;
+  if (params->variant >= MSGL_SKINNY_VARIANTS || sm != 90) return 0;
+  const ClusterShape shape =
+      cluster_shape(choice_of(*params), params->rows, params->n, params->k, is_gated, params->num_sms);
+  if (shape.depth == 0) return 0;
   return params->dtype == MSGL_BF16 ? has_cluster_bf16() : has_cluster_f16();
 }
 
@@ -46,8 +48,8 @@ extern "C" int msgl_skinny(const msgl_skinny_params *params, msgl_stream stream)
   const cudaStream_t on = as_stream(stream);
   const bool is_cluster = params->variant > 0;
   switch (params->dtype) {
-    case MSGL_BF16: return is_cluster ? cluster_bf16(*params, shape_of(*params), on) : skinny_bf16(*params, on);
-    case MSGL_F16: return is_cluster ? cluster_f16(*params, shape_of(*params), on) : skinny_f16(*params, on);
+    case MSGL_BF16: return is_cluster ? cluster_bf16(*params, choice_of(*params), on) : skinny_bf16(*params, on);
+    case MSGL_F16: return is_cluster ? cluster_f16(*params, choice_of(*params), on) : skinny_f16(*params, on);
     default: return MSGL_ERROR_UNSUPPORTED;
   }
 }

@@ -43,7 +43,7 @@ pub use attention::AttnPlan;
 pub use graph::CudaGraph;
 pub use inputs::CudaInputs;
 pub use memory::DeviceBuf;
-pub use options::{AttnKernel, CudaOptions, LinearKernel};
+pub use options::{AttnKernel, CudaOptions, LinearKernel, OWN_LINEAR_KERNELS};
 pub use read_back::CudaReadBack;
 
 use crate::{

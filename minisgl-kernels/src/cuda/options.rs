@@ -1,5 +1,6 @@
 //! What a caller chooses about the CUDA backend.
 
+use super::bindings::MSGL_SKINNY_VARIANTS;
 pub use crate::AttnKernel;
 
 /// How to open a CUDA device.
@@ -21,6 +22,9 @@ pub struct CudaOptions {
     pub tune_gemm: bool,
 }
 
+/// How many own kernels for linear layers there are, counting each way to cut a product up.
+pub const OWN_LINEAR_KERNELS: u32 = MSGL_SKINNY_VARIANTS;
+
 /// A family of kernels for linear layers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum LinearKernel {
@@ -29,8 +33,8 @@ pub enum LinearKernel {
     Auto,
     /// cuBLASLt, with separate kernels for what comes before and after.
     Cublas,
-    /// Our own kernel for few tokens wherever it can run.
-    Skinny,
+    /// This one of our own kernels for few tokens, below [`OWN_LINEAR_KERNELS`], wherever it can run.
+    Own(u32),
 }
 
 impl Default for CudaOptions {

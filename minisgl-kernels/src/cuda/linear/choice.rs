@@ -44,9 +44,11 @@ unsafe fn choose(
     let variants = product.variants(cuda)?;
     let Some(&first) = variants.first() else { return Ok(None) };
     let (key, rows) = (product.key(), product.shape.rows);
-    let is_own = cuda.options.linear == LinearKernel::Skinny;
-    let unmeasured = (is_own || rows <= MAX_UNMEASURED_ROWS).then_some(first);
-    let Some(cache) = cuda.blas.cache.as_ref().filter(|_| !is_own) else { return Ok(unmeasured) };
+    let unmeasured = (rows <= MAX_UNMEASURED_ROWS).then_some(first);
+    if let LinearKernel::Own(variant) = cuda.options.linear {
+        return Ok(Some(Variant(variant)).filter(|variant| variants.contains(variant)));
+    }
+    let Some(cache) = &cuda.blas.cache else { return Ok(unmeasured) };
     match cache.choice(&key) {
         Some(None) => return Ok(None),
         // Not one that the file alone knows.
