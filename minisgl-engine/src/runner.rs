@@ -179,8 +179,9 @@ impl<B: Backend> Runner<B> {
             self.step(inputs.num_tokens(), inputs.num_samples())?;
             self.backend.synchronize()?;
         }
-        // Measuring takes memory too, which is free again afterwards.
-        for &size in &config.graph_sizes {
+        // Measuring takes memory too, which is free again afterwards. What is found for the largest of similar sizes
+        // goes for the smaller ones.
+        for &size in config.graph_sizes.iter().rev() {
             self.begin_decode(size)?;
             let Self { backend, decoder, kv, state, inputs, samples, .. } = self;
             backend.tune(&mut |b| {

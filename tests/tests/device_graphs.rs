@@ -138,7 +138,7 @@ fn capture_many() -> Result<(), KernelError> {
     let mut cuda = Cuda::open(CudaOptions::default())?;
     let mut tensor = |rows, cols| cuda.tensor("test tensor", DType::BF16, rows, cols);
     let (x, weight, mut out) = (tensor(8, 64)?, tensor(64, 64)?, tensor(8, 64)?);
-    // Algorithms are chosen by measurement, outside of a capture.
+    // Once outside of a capture, where the first call loads what it needs.
     cuda.linear(&mut out, &x, &weight, None, 8)?;
     for _ in 0..300 {
         let graph =

@@ -119,39 +119,39 @@ __device__ void skinny_load_x(const msgl_skinny_params &p, const SkinnyShape &s,
   // A single token leaves seven quads without one: they take other groups of it.
   const bool is_single = kTokenTiles == 1 && p.rows == 1;
   const uint32_t step = (is_single ? 8 : 1) * kSkinnyWarps;
+  // What there is of a batch: its groups, and this lane's token in each tile.
+  const auto each = [&](uint32_t first, auto &&use) {
+#pragma unroll
+    for (uint32_t b = 0; b < kBatch; b++) {
+      const uint32_t group = first + b * step, column = group * kGroup + in_quad * 8;
+      if (group >= groups) return;
+#pragma unroll
+      for (int m = 0; m < kTokenTiles; m++) {
+        const uint32_t token = is_single ? 0 : m * 8 + quad;
+        if (token < p.rows) use(b, m, token, column);
+      }
+    }
+  };
   float square[kTokenTiles] = {};
   for (uint32_t first = warp + (is_single ? quad * kSkinnyWarps : 0); first < groups; first += kBatch * step) {
     uint4 v[kBatch][kTokenTiles], w[kBatch];
-#pragma unroll
-    for (uint32_t b = 0; b < kBatch; b++) {
-      const uint32_t group = first + b * step, column = group * kGroup + in_quad * 8;
-      if (group >= groups) break;
-#pragma unroll
-      for (int m = 0; m < kTokenTiles; m++) {
-        const uint32_t token = is_single ? 0 : m * 8 + quad;
-        if (token < p.rows) v[b][m] = *reinterpret_cast<const uint4 *>(x + static_cast<uint64_t>(token) * p.k + column);
+    each(first, [&](uint32_t b, int m, uint32_t token, uint32_t column) {
+      v[b][m] = *reinterpret_cast<const uint4 *>(x + static_cast<uint64_t>(token) * p.k + column);
+      if constexpr (kHasNorm) {
+        if (m == 0) w[b] = *reinterpret_cast<const uint4 *>(norm + column);
       }
-      if constexpr (kHasNorm) w[b] = *reinterpret_cast<const uint4 *>(norm + column);
-    }
-#pragma unroll
-    for (uint32_t b = 0; b < kBatch; b++) {
-      const uint32_t group = first + b * step, column = group * kGroup + in_quad * 8;
-      if (group >= groups) break;
-#pragma unroll
-      for (int m = 0; m < kTokenTiles; m++) {
-        const uint32_t token = is_single ? 0 : m * 8 + quad;
-        if (token >= p.rows) continue;
-        uint4 value = v[b][m];
-        if constexpr (kHasNorm) {
-          square[m] += sum_squares<T>(value);
-          value.x = multiply_pairs<T>(value.x, w[b].x);
-          value.y = multiply_pairs<T>(value.y, w[b].y);
-          value.z = multiply_pairs<T>(value.z, w[b].z);
-          value.w = multiply_pairs<T>(value.w, w[b].w);
-        }
-        *reinterpret_cast<uint4 *>(x_shared + token * s.x_stride + column * sizeof(T)) = value;
+    });
+    each(first, [&](uint32_t b, int m, uint32_t token, uint32_t column) {
+      uint4 value = v[b][m];
+      if constexpr (kHasNorm) {
+        square[m] += sum_squares<T>(value);
+        value.x = multiply_pairs<T>(value.x, w[b].x);
+        value.y = multiply_pairs<T>(value.y, w[b].y);
+        value.z = multiply_pairs<T>(value.z, w[b].z);
+        value.w = multiply_pairs<T>(value.w, w[b].w);
       }
-    }
+      *reinterpret_cast<uint4 *>(x_shared + token * s.x_stride + column * sizeof(T)) = value;
+    });
   }
   if constexpr (kHasNorm) {
     __syncwarp();

@@ -27,7 +27,20 @@ pub(super) struct Product {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Variant(pub(super) u32);
 
-/// What a choice between this kernel and others depends on.
+/// The most rows that are computed in the same way: by the same instance of a kernel, so that the larger of two batches
+/// is not the faster one.
+fn alike(rows: usize) -> usize {
+    match rows {
+        2..=8 => 8,
+        9..=16 => 16,
+        17..=32 => 32,
+        33..=48 => 48,
+        49..=64 => 64,
+        _ => rows,
+    }
+}
+
+/// What a choice between this kernel and others depends on; of the rows, what they are [`alike`] to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Key {
     pub(super) shape: Shape,
@@ -42,7 +55,8 @@ impl Product {
     }
 
     pub(super) fn key(&self) -> Key {
-        Key { shape: self.shape, has_norm: self.norm.is_some(), is_gated: self.gated.is_some() }
+        let shape = Shape { rows: alike(self.shape.rows), ..self.shape };
+        Key { shape, has_norm: self.norm.is_some(), is_gated: self.gated.is_some() }
     }
 
     /// Bytes of the weights.
@@ -102,5 +116,19 @@ impl Product {
             out_dtype: check::abi(shape.out_dtype),
             dtype: check::abi(shape.dtype),
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::alike;
+
+    #[test]
+    fn rows_are_alike_to_no_fewer_and_in_order() {
+        for rows in 1..300 {
+            assert!(alike(rows) >= rows, "{rows}");
+            assert_eq!(alike(alike(rows)), alike(rows), "{rows}");
+            assert!(alike(rows + 1) >= alike(rows), "{rows}");
+        }
     }
 }

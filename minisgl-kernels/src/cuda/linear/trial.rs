@@ -13,8 +13,12 @@ use crate::{KernelError, Result};
 
 /// Runs in a graph: enough for the start of a run to overlap the end of the one before, as in a step.
 const RUNS: usize = 12;
+/// The same for many weights, where what overlaps is a small part.
+const LONG_RUNS: usize = 3;
+/// Bytes of weights that are many.
+const LONG_BYTES: usize = 32 << 20;
 /// Replays of the graph, of which the fastest counts.
-const REPEATS: usize = 3;
+const REPEATS: usize = 2;
 
 /// What a run of a product is for.
 #[derive(Clone, Copy, Debug)]
@@ -93,14 +97,15 @@ pub(super) fn time(
     };
     // Copies of tensor maps and 16-byte accesses want aligned weights.
     let stride = weight_bytes.next_multiple_of(256);
-    let copies = (scratch.weights.size_bytes() / stride.max(1)).min(RUNS);
+    let runs = if weight_bytes < LONG_BYTES { RUNS } else { LONG_RUNS };
+    let copies = (scratch.weights.size_bytes() / stride.max(1)).min(runs);
     let place = |i: usize| match copies {
         // More than the cache holds: cold each time.
         0 => weight,
         _ => scratch.weights.at::<c_void>(i % copies * stride).cast_const(),
     };
     let recorded =
-        graph::capture(cuda, &mut |cuda| (0..RUNS).try_for_each(|i| body(cuda, Run::Trial(place(i)))))?;
+        graph::capture(cuda, &mut |cuda| (0..runs).try_for_each(|i| body(cuda, Run::Trial(place(i)))))?;
     let (start, end) = (Event::new(&cuda.device, true)?, Event::new(&cuda.device, true)?);
     let mut least = f32::INFINITY;
     for repeat in 0..REPEATS {
@@ -112,7 +117,7 @@ pub(super) fn time(
         graph::replay(cuda, &recorded)?;
         end.record(&cuda.stream)?;
         end.wait(OP)?;
-        least = least.min(end.elapsed_ms(&start)? * 1e3 / RUNS as f32);
+        least = least.min(end.elapsed_ms(&start)? * 1e3 / runs as f32);
     }
     cuda.blas.scratch = Some(scratch);
     Ok(Some(least))
