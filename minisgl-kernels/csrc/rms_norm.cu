@@ -4,8 +4,8 @@
 //   out = y / sqrt(mean(y^2) + eps) * weight, y the residual, or x itself
 //
 // Fused because the sum is read again at once: apart they would read and write the residual stream twice more.
-// Bound by latency at decode sizes, by bandwidth at prefill sizes. One block a row; a row stays in registers
-// between the two passes, 16 bytes a thread and access. Rows whose length does not allow that go through global
+// Bound by latency at decode sizes, by bandwidth at prefill sizes. One block a row, or one warp where there are many
+// short ones; a row stays in registers between the two passes, 16 bytes a thread and access. Rows whose length does not allow that go through global
 // memory again, element by element.
 #include "launch.cuh"
 #include "ptx/grid.cuh"
@@ -14,6 +14,9 @@ namespace msgl {
 namespace {
 
 constexpr uint32_t kMaxThreads = 1024;
+// Of the kernel for many rows. Longer rows than these gain nothing from it, nor do fewer rows.
+constexpr uint32_t kRowsPerBlock = 4, kManyRows = 2048;
+constexpr int kRowVecs = 4;
 
 template <typename T, bool kAdd, int kVecs>
 __global__ void __launch_bounds__(kMaxThreads) rms_norm_kernel(msgl_rms_norm_params p) {
@@ -64,6 +67,52 @@ __global__ void __launch_bounds__(kMaxThreads) rms_norm_kernel(msgl_rms_norm_par
   }
 }
 
+// RMSNorm alone of many rows, one warp a row, so that no warp waits for another and all of a row is asked for at once.
+// A lane sums for the lanes that the kernel above would have in kRowVecs warps, in their order: the same bits.
+template <typename T>
+__global__ void __launch_bounds__(kRowsPerBlock *kWarpSize) rms_norm_rows_kernel(msgl_rms_norm_params p) {
+  using V = Vec<T>;
+  grid_wait();
+  grid_launch_next();
+  const uint32_t row_idx = blockIdx.x * kRowsPerBlock + threadIdx.x / kWarpSize, lane = threadIdx.x % kWarpSize;
+  if (row_idx >= p.rows) return;
+  const uint32_t vecs = p.cols / V::kSize;
+  const uint64_t row = static_cast<uint64_t>(row_idx) * vecs;
+  const V *x = static_cast<const V *>(p.x) + row;
+  V y[kRowVecs];
+#pragma unroll
+  for (int w = 0; w < kRowVecs; w++) {
+    const uint32_t i = w * kWarpSize + lane;
+    y[w] = {};
+    if (i < vecs) y[w] = x[i];
+  }
+  float sum = 0.f;
+#pragma unroll
+  for (int w = 0; w < kRowVecs; w++) {
+    float part = 0.f;
+#pragma unroll
+    for (int e = 0; e < V::kSize; e++) part += to_float(y[w].elems[e]) * to_float(y[w].elems[e]);
+#pragma unroll
+    for (int offset = kWarpSize / 2; offset > 0; offset /= 2) part += __shfl_xor_sync(~0u, part, offset);
+    sum += part;
+  }
+  const float scale = rsqrtf(sum / p.cols + p.eps);
+  const V *weight = static_cast<const V *>(p.weight);
+  V *out = static_cast<V *>(p.out) + row;
+#pragma unroll
+  for (int w = 0; w < kRowVecs; w++) {
+    const uint32_t i = w * kWarpSize + lane;
+    if (i >= vecs) continue;
+    const V weights = weight[i];
+    V o;
+#pragma unroll
+    for (int e = 0; e < V::kSize; e++) {
+      o.elems[e] = from_float<T>(to_float(y[w].elems[e]) * scale * to_float(weights.elems[e]));
+    }
+    out[i] = o;
+  }
+}
+
 template <typename T, bool kAdd>
 __global__ void rms_norm_any_kernel(msgl_rms_norm_params p) {
   grid_wait();
@@ -97,6 +146,13 @@ void launch(const msgl_rms_norm_params &p, cudaStream_t stream) {
   if (p.cols % kSize != 0 || vecs > 4 * kMaxThreads) {
     launch_overlapped(rms_norm_any_kernel<T, kAdd>, p.rows, 256, 0, stream, p);
     return;
+  }
+  if constexpr (sizeof(T) == 2 && !kAdd) {
+    if (p.rows >= kManyRows && vecs <= kRowVecs * kWarpSize) {
+      const uint32_t blocks = ceil_div(p.rows, kRowsPerBlock);
+      launch_overlapped(rms_norm_rows_kernel<T>, blocks, kRowsPerBlock * kWarpSize, 0, stream, p);
+      return;
+    }
   }
   // Chosen by the length of a row alone, so that a row's bits do not depend on how many others there are.
   const uint32_t per_thread = ceil_div(vecs, kMaxThreads);

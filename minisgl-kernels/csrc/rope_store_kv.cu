@@ -4,11 +4,13 @@
 // (position, i) (Su et al. 2021; GPT-NeoX). Fused because each of the three would read and write the projection
 // again, and at decode sizes each launch costs more than its bytes.
 //
-// Bound by latency at decode sizes, by bandwidth at prefill sizes. One warp a head of a token, so that the norm
-// is a shuffle and no warp waits for another: a lane keeps pairs (i, i + head_dim / 2) in registers. Queries go
-// back in place; keys and values go to the token's slot only. Padding tokens are left alone.
+// Bound by latency at decode sizes: one warp a head of a token, so that the norm is a shuffle and no warp waits for
+// another; a lane keeps pairs (i, i + head_dim / 2) in registers. Queries go back in place; keys and values go to the
+// token's slot only. Padding tokens are left alone. At prefill sizes, bound by bandwidth, rope_many_tokens.cuh does the
+// same for the usual heads.
 #include "launch.cuh"
 #include "ptx/grid.cuh"
+#include "rope_many_tokens.cuh"
 
 namespace msgl {
 namespace {
@@ -113,6 +115,9 @@ extern "C" int msgl_rope_store_kv(const msgl_rope_store_kv_params *params, msgl_
   if (params->num_tokens == 0) return 0;
   // The largest head that both widths below can keep in registers.
   if (params->head_dim > 512) return MSGL_ERROR_UNSUPPORTED;
+  if (msgl::takes_rope_many_tokens(*params)) {
+    return msgl::launch_rope_many_tokens(*params, msgl::as_stream(stream));
+  }
   MSGL_DISPATCH_DTYPE(params->dtype, {
     if (params->head_dim % 4 == 0) return msgl::launch<T, 2>(*params, msgl::as_stream(stream));
     return msgl::launch<T, 1>(*params, msgl::as_stream(stream));

@@ -135,39 +135,63 @@ struct PageFetch {
 
     __device__ __forceinline__ void wait(uint32_t barrier, uint32_t parity) { mbarrier_wait(barrier, parity); }
 
-    // Copies the tile at `base`, whose slots were looked up last.
+    // Copies the tile at `base`, whose slots were looked up last. Rows of V that no query sees have weight 0, but
+    // 0 * NaN is NaN: they become zeros.
     __device__ __forceinline__ void copy(uint32_t dst, const PrefillTile& tile, uint32_t base, uint32_t full) {
-        const bool is_whole = base >= tile.visible && base + Shape::kCols <= tile.end;
-        const uint32_t barrier = is_whole || which == 0 ? full : shared.partial_v();
-        const uint32_t first_box = (max(base, tile.visible) - base) >> box_shift;
-        const uint32_t end_box = ((min(base + Shape::kCols, tile.end) - base - 1) >> box_shift) + 1;
-        const uint32_t slot = next_slot;
+        const uint32_t first_row = (max(base, tile.visible) - base) >> box_shift << box_shift;
+        const uint32_t seen_rows = min(base + Shape::kCols, tile.end) - base;
+        const uint32_t end_row = ((seen_rows - 1 >> box_shift) + 1) << box_shift;
+        const uint32_t bytes = (end_row - first_row) * Shape::kHeadDim * 2, slot = next_slot;
+        const bool clears = which == 1 && (base < tile.visible || seen_rows < Shape::kCols);
         if (base + Shape::kCols < tile.end) locate(tile, base + Shape::kCols);
-        if (threadIdx.x % 32 == 0) {
-            mbarrier_arrive_expect(barrier, ((end_box - first_box) << box_shift) * Shape::kHeadDim * 2);
+        if (!clears) {
+            if (threadIdx.x % 32 == 0) mbarrier_arrive_expect(full, bytes);
+            copy_boxes(dst, tile, first_row, end_row, slot, full);
+            return;
         }
-        for (uint32_t box = first_box; box < end_box; ++box) {
-            const uint32_t row = box << box_shift, box_slot = __shfl_sync(~0u, slot, box);
+        // A box of which some rows are seen has to arrive before the others can be cleared.
+        const bool is_cut = base + first_row < tile.visible || end_row > seen_rows;
+        const uint32_t barrier = is_cut ? shared.partial_v() : full;
+        copy_boxes(dst, tile, first_row, end_row, slot, barrier);
+        clear_blocks(dst, 0, first_row);
+        clear_blocks(dst, end_row, Shape::kCols);
+        if (!is_cut) fence_async_proxy();
+        __syncwarp();
+        if (threadIdx.x % 32 == 0) mbarrier_arrive_expect(barrier, bytes);
+        if (!is_cut) return;
+        mbarrier_wait(barrier, partial_parity);
+        partial_parity ^= 1;
+        clear_rows(dst, first_row, max(base, tile.visible) - base);
+        clear_rows(dst, seen_rows, end_row);
+        fence_async_proxy();
+        arrive_warp(full);
+    }
+
+    __device__ __forceinline__ void copy_boxes(uint32_t dst, const PrefillTile& tile, uint32_t first_row,
+                                               uint32_t end_row, uint32_t slot, uint32_t barrier) {
+        for (uint32_t row = first_row; row < end_row; row += 1 << box_shift) {
+            const uint32_t box_slot = __shfl_sync(~0u, slot, row >> box_shift);
             if (elect_lane()) {
                 tensor_copy(dst + row / 8 * Matrix::kEightRowsBytes, map, barrier, tile.head, box_slot / 8);
             }
         }
-        if (barrier == full) return;
-        mbarrier_wait(barrier, partial_parity);
-        partial_parity ^= 1;
-        clear_unseen(dst, tile, base);
-        arrive_warp(full);
     }
 
-    // Rows that no query sees have weight 0, but hold whatever is in the rest of a page, and 0 * NaN is NaN.
-    __device__ __forceinline__ void clear_unseen(uint32_t dst, const PrefillTile& tile, uint32_t base) {
-        constexpr uint32_t kChunks = Shape::kHeadDim / 8;
-        for (uint32_t idx = threadIdx.x % 32; idx < Shape::kCols * kChunks; idx += 32) {
-            const uint32_t row = idx / kChunks, position = base + row;
-            if (position >= tile.visible && position < tile.end) continue;
-            store_shared_zeros(dst + Matrix::chunk(row, idx % kChunks));
+    // Zeros for rows whose numbers are multiples of 8: they lie in one piece.
+    __device__ __forceinline__ void clear_blocks(uint32_t dst, uint32_t first_row, uint32_t end_row) {
+        const uint32_t end = end_row / 8 * Matrix::kEightRowsBytes;
+        for (uint32_t offset = first_row / 8 * Matrix::kEightRowsBytes + threadIdx.x % 32 * 16; offset < end;
+             offset += 32 * 16) {
+            store_shared_zeros(dst + offset);
         }
-        fence_async_proxy();
+    }
+
+    // Zeros for any rows.
+    __device__ __forceinline__ void clear_rows(uint32_t dst, uint32_t first_row, uint32_t end_row) {
+        constexpr uint32_t kChunks = Shape::kHeadDim / 8;
+        for (uint32_t idx = first_row * kChunks + threadIdx.x % 32; idx < end_row * kChunks; idx += 32) {
+            store_shared_zeros(dst + Matrix::chunk(idx / kChunks, idx % kChunks));
+        }
     }
 };
 

@@ -226,7 +226,10 @@ pub(crate) fn attention(
         // SAFETY: as above, and the plan was made with the same sizes.
         unsafe { cuda.launch(OP, &params, msgl_attention_prefill)? };
     }
-    if sizes.decode_rows != 0 {
+    // A recorded step is replayed for other lengths.
+    let shortest_rows = inputs.extent.min_q_len * (spec.num_heads / spec.num_kv_heads);
+    let has_decode = cuda.is_capturing || shortest_rows <= sizes.decode_rows as usize;
+    if sizes.decode_rows != 0 && has_decode {
         let params = params(sizes, 0, abi(families.decode));
         // SAFETY: as above; the plan has the scratch of `decode_ctas` CTAs.
         unsafe { cuda.launch(OP, &params, msgl_attention_decode)? };

@@ -24,6 +24,8 @@ pub(crate) struct Extent {
     pub(crate) positions: usize,
     pub(crate) slots: usize,
     pub(crate) q_tokens: usize,
+    /// The fewest tokens of a sequence that has any; 0 where none has.
+    pub(crate) min_q_len: usize,
     pub(crate) max_q_len: usize,
     pub(crate) max_kv_len: usize,
 }
@@ -78,6 +80,7 @@ pub(crate) fn check(src: &StepInputs, limits: &Limits) -> Result<Extent> {
         if let Some((_, page_size)) = limits.slots {
             below("kv_lens", kv_len, limits.max_pages * page_size + 1)?;
         }
+        extent.min_q_len = if extent.max_q_len == 0 { q_len } else { extent.min_q_len.min(q_len) };
         extent.max_q_len = extent.max_q_len.max(q_len);
         extent.max_kv_len = extent.max_kv_len.max(kv_len);
     }
@@ -198,7 +201,9 @@ mod tests {
     #[test]
     fn a_padded_step_with_garbage_in_its_padding_is_fine() {
         let extent = check(&step(), &limits()).unwrap();
-        assert_eq!(extent, Extent { positions: 2, slots: 16, q_tokens: 2, max_q_len: 2, max_kv_len: 2 });
+        let expected =
+            Extent { positions: 2, slots: 16, q_tokens: 2, min_q_len: 2, max_q_len: 2, max_kv_len: 2 };
+        assert_eq!(extent, expected);
     }
 
     #[test]

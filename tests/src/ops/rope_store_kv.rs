@@ -30,7 +30,9 @@ struct Case {
 fn strategy() -> impl Strategy<Value = Case> {
     let head_dim = one_of(&[64, 96, 128, 256, 2, 6, 16, 80, 112]);
     let page_size = one_of(&[1, 2, 4, 8, 16, 32, 64, 128, 256]);
-    let seq = (1..6usize, 0..300usize).prop_map(|(q_len, past)| SeqShape { q_len, past });
+    // Now and then enough tokens for the kernels that take many at once.
+    let q_len = prop_oneof![15 => 1..6usize, 1 => 128..160usize];
+    let seq = (q_len, 0..300usize).prop_map(|(q_len, past)| SeqShape { q_len, past });
     let seqs = prop::collection::vec(seq, 1..5);
     let heads = (1..4usize, one_of(&[1, 2, 3, 4, 7, 8]));
     (dtype(), heads, head_dim, page_size, any::<[bool; 2]>(), seqs, 0..4usize, any::<u64>()).prop_map(
@@ -88,7 +90,8 @@ fn check_case<B: Backend>(backend: &mut B, _: &CheckConfig, case: &Case) -> Resu
     let &Case { dtype, head_dim, page_size, norm, ref seqs, padding, seed, .. } = case;
     let (mut rng, spec, eps) = (Rng::new(seed), case.spec(), 1e-6f32);
     let scene = Scene::new(&mut rng, seqs, page_size, padding, 10);
-    let (tokens, real) = (scene.inputs.num_tokens(), scene.num_real_tokens);
+    let first_alone = Scene::new(&mut rng, &seqs[..1], page_size, 0, 10);
+    let real = scene.num_real_tokens;
     let (q_cols, kv_cols, cols) = (spec.q_cols(), spec.kv_cols(), spec.qkv_cols());
 
     let qkv_values = rng.activations(real * cols);
@@ -98,14 +101,15 @@ fn check_case<B: Backend>(backend: &mut B, _: &CheckConfig, case: &Case) -> Resu
     for _ in 0..2 {
         norms.push(Guarded::new(backend, dtype, 1, head_dim, &rng.normals(head_dim, 1.0, 0.3))?);
     }
-    let before = rng.activations(scene.num_slots() * kv_cols);
-    let mut state = scene.device_state(backend, 10)?;
-    let mut inputs = scene.device_inputs::<B>(backend)?;
-    backend.begin_step(&mut inputs, &scene.inputs, &mut state, &mut [])?;
 
-    let mut run = |backend: &mut B| {
-        let mut qkv = Guarded::new(backend, dtype, tokens + 2, cols, &qkv_values)?;
+    let mut run = |backend: &mut B, scene: &Scene| {
+        let (tokens, real) = (scene.inputs.num_tokens(), scene.num_real_tokens);
+        let mut state = scene.device_state(backend, 10)?;
+        let mut inputs = scene.device_inputs::<B>(backend)?;
+        backend.begin_step(&mut inputs, &scene.inputs, &mut state, &mut [])?;
+        let mut qkv = Guarded::new(backend, dtype, tokens + 2, cols, &qkv_values[..real * cols])?;
         let written = qkv.written();
+        let before = rng.activations(scene.num_slots() * kv_cols);
         let (k, k_bytes) = Guarded::new(backend, dtype, scene.num_slots(), kv_cols, &before)?.split();
         let (v, v_bytes) = Guarded::new(backend, dtype, scene.num_slots(), kv_cols, &before)?.split();
         let mut kv = KvLayer { k, v, page_size };
@@ -127,10 +131,13 @@ fn check_case<B: Backend>(backend: &mut B, _: &CheckConfig, case: &Case) -> Resu
         };
         Ok::<_, Failure>((q, pick(&k), pick(&v), written))
     };
-    let (q, k, v, written) = run(backend)?;
-    let again = run(backend)?;
+    let (q, k, v, written) = run(backend, &scene)?;
+    let again = run(backend, &scene)?;
     same_bits("q, again", &again.0, &q)?;
     same_bits("k, again", &again.1, &k)?;
+    let alone = run(backend, &first_alone)?;
+    same_bits("q of the first sequence alone", &alone.0, &q[..alone.0.len()])?;
+    same_bits("k of the first sequence alone", &alone.1, &k[..alone.1.len()])?;
 
     let columns = |from: usize, count: usize| -> Vec<f64> {
         written.chunks_exact(cols).take(real).flat_map(|row| row[from..from + count].to_vec()).collect()

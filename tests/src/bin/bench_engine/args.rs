@@ -43,6 +43,9 @@ pub(crate) struct Args {
     /// Prompt tokens before each of them.
     #[arg(long, default_value_t = 512)]
     pub(crate) sweep_context: usize,
+    /// Prompt tokens in one step at most; by default the engine's own limit.
+    #[arg(long)]
+    pub(crate) max_extend_tokens: Option<usize>,
     /// Measurements of which the median is taken, after one that is not counted.
     #[arg(long, default_value_t = 3)]
     pub(crate) repeats: usize,

@@ -59,12 +59,14 @@ impl Bench {
         let spec = ModelSpec::read(dir)?;
         let name =
             dir.file_name().map_or_else(|| dir.display().to_string(), |n| n.to_string_lossy().into_owned());
+        let defaults = EngineConfig::new(dir);
         let config = EngineConfig {
             device: args.device,
             attention_backend: args.attention_backend,
             use_dummy_weight: !args.load_weights,
             max_seq_len_override: Some(spec.max_position.min(8192)),
-            ..EngineConfig::new(dir)
+            max_extend_tokens: args.max_extend_tokens.unwrap_or(defaults.max_extend_tokens),
+            ..defaults
         };
         let start = Instant::now();
         let engine = Engine::start(config, None)?;
