@@ -5,6 +5,7 @@ use std::ffi::c_void;
 use super::super::bindings::{msgl_add, msgl_add_params};
 use super::super::memory::DeviceBuf;
 use super::super::{Cuda, act_mul, check, rms_norm};
+use super::gemm::Gemm;
 use super::skinny::Product;
 use super::{checked, choice, linear};
 use crate::{Activation, Result, Tensor};
@@ -114,6 +115,13 @@ pub(crate) fn norm_gated_linear(
     let plain = Product::plain(shape, operands);
     let product = Product { norm: Some((norm_ptr, eps)), gated: Some(activation), ..plain };
     let composed = &mut |cuda: &mut Cuda, _: bool| {
+        let of_normed = super::Operands { x: normed.buf.as_ptr(), ..operands };
+        if let Some(gemm) = Gemm::choose(cuda, shape, of_normed, Some(activation))? {
+            rms_norm::rms_norm(cuda, OP, normed, None, x, norm, eps, rows)?;
+            // SAFETY: `checked` has made sure of the sizes of the product, with `x` of those of `normed`; `out` has half
+            // as many columns, checked above.
+            return unsafe { gemm.enqueue(cuda) };
+        }
         norm_linear(cuda, gate_up, normed, x, norm, eps, weight, bias, rows)?;
         act_mul::act_mul(cuda, out, gate_up, activation, rows)
     };

@@ -11,6 +11,7 @@ mod cache;
 mod choice;
 mod descriptors;
 mod fused;
+mod gemm;
 mod handle;
 mod skinny;
 mod tune;
@@ -29,6 +30,7 @@ use super::{Cuda, check};
 use crate::{DType, KernelError, Result, Tensor};
 use cache::Cache;
 use descriptors::{MatmulDesc, MatrixLayout};
+use gemm::Gemm;
 use handle::Handle;
 use skinny::Product;
 
@@ -158,11 +160,15 @@ fn checked(
     Ok(Some((shape, operands)))
 }
 
-/// Runs cuBLASLt. What it measures first writes to `trial_out`.
+/// Runs our own kernel for many tokens, or cuBLASLt. What that measures first writes to `trial_out`.
 ///
 /// # Safety
 /// The operands must have the sizes of `shape`, and `trial_out` that of the output.
 unsafe fn run(cuda: &mut Cuda, shape: Shape, trial_out: *mut c_void, operands: Operands) -> Result<()> {
+    if let Some(gemm) = Gemm::choose(cuda, shape, operands, None)? {
+        // SAFETY: the caller's promise.
+        return unsafe { gemm.enqueue(cuda) };
+    }
     if !cuda.blas.plans.contains_key(&shape) {
         // SAFETY: the caller's promise.
         let plan = unsafe { tune::plan(cuda, shape, Operands { out: trial_out, ..operands })? };
