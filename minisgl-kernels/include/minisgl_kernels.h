@@ -142,7 +142,7 @@ int msgl_skinny(const msgl_skinny_params *params, msgl_stream stream);
 
 // ---- Linear layers with many tokens ------------------------------------------------------------------------
 
-// out = epilogue(x * weight^T): the gated activation, or a sum, or nothing.
+// out = x * weight^T, perhaps with the gated activation of that.
 typedef struct msgl_gemm_params {
   void *out;             // [rows, n] dtype, or [rows, n / 2] with gates
   const void *x;         // [rows, k] dtype
@@ -151,7 +151,6 @@ typedef struct msgl_gemm_params {
   uint32_t n;
   uint32_t k;
   uint32_t is_gated;     // out = activation(gate) * up
-  uint32_t adds_to_out;  // out += instead of out =; not with gates
   uint32_t num_sms;      // of the chip
   msgl_activation activation;
   msgl_dtype dtype;      // MSGL_BF16 or MSGL_F16

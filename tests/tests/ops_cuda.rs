@@ -22,6 +22,9 @@ const FAMILIES: [[AttnKernel; 2]; 9] = [
     [Trtllm, Fi],
 ];
 
+/// Ops that our own product of many tokens may compute, which takes few cases where nothing forces it.
+const BY_GEMM: [&str; 3] = ["linear", "norm_linear", "norm_gated_linear"];
+
 fn main() {
     let args = Arguments::from_args();
     let missing = device::missing();
@@ -36,6 +39,10 @@ fn main() {
             trials.push(trial(op.to_owned(), op, [Auto; 2]));
         }
     }
+    trials.extend(BY_GEMM.map(|op| {
+        Trial::test(format!("{op}::gemm"), move || device::check_gemm(op))
+            .with_ignored_flag(missing.is_some())
+    }));
     let num_cases = trials.len();
     trials.push(Trial::test("a_missing_device_is_an_error_that_says_what_is_missing", device::open_too_high));
     let conclusion = libtest_mimic::run(&args, trials);
@@ -55,7 +62,7 @@ fn name([prefill, decode]: [AttnKernel; 2]) -> String {
 #[cfg(feature = "cuda")]
 mod device {
     use minisgl_kernels::Backend;
-    use minisgl_kernels::cuda::{Cuda, CudaOptions, num_devices};
+    use minisgl_kernels::cuda::{Cuda, CudaOptions, LinearKernel, num_devices};
     use minisgl_tests::ops::{CheckConfig, find};
 
     use super::{AttnKernel, Failed};
@@ -71,6 +78,14 @@ mod device {
     }
 
     pub(crate) fn check(op: &str, attention: [AttnKernel; 2]) -> Result<(), Failed> {
+        check_with(op, attention, LinearKernel::Auto)
+    }
+
+    pub(crate) fn check_gemm(op: &str) -> Result<(), Failed> {
+        check_with(op, [AttnKernel::Auto; 2], LinearKernel::Gemm)
+    }
+
+    fn check_with(op: &str, attention: [AttnKernel; 2], linear: LinearKernel) -> Result<(), Failed> {
         let config = CheckConfig {
             batch_invariant: !BATCH_DEPENDENT.contains(&op),
             truncates_sums: true,
@@ -78,7 +93,7 @@ mod device {
             ..CheckConfig::from_env(64)
         };
         let [prefill, decode] = attention;
-        let mut cuda = Cuda::open(CudaOptions { prefill, decode, ..CudaOptions::default() })?;
+        let mut cuda = Cuda::open(CudaOptions { prefill, decode, linear, ..CudaOptions::default() })?;
         find::<Cuda>(op).check(&mut cuda, &config)?;
         cuda.synchronize()?;
         Ok(())
@@ -106,6 +121,10 @@ mod device {
 
     pub(crate) fn missing() -> Option<&'static str> {
         Some("built without the feature cuda")
+    }
+
+    pub(crate) fn check_gemm(op: &str) -> Result<(), Failed> {
+        check(op, [AttnKernel::Auto; 2])
     }
 
     pub(crate) fn check(op: &str, _: [AttnKernel; 2]) -> Result<(), Failed> {

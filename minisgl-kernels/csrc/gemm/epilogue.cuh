@@ -11,11 +11,11 @@
 namespace msgl {
 
 constexpr int kGemmTiles = kGemmCols / 8;
-// In one chunk of a thread's results: a row of one group of columns, or of two where there are no gates.
+// Chunks of a thread's results: a row of one group of columns, or of two where there are no gates.
 constexpr int kGemmChunks = 2 * (kGemmHalf / kGemmGroup);
 constexpr uint32_t kGemmMinK = kGemmChunks * kGemmDepth - (kGemmDepth - 1);
 
-enum class GemmEpilogue { kNone, kAdd, kSilu, kGelu, kGeluTanh };
+enum class GemmEpilogue { kNone, kSilu, kGelu, kGeluTanh };
 
 // x / (1 + exp(-y)), with a relative error of some 2^-22, and more only where it is below 2^-24 of x.
 __device__ __forceinline__ float times_sigmoid(float x, float y) {
@@ -63,15 +63,13 @@ struct GemmTarget {
 // A finished tile.
 template <typename T, GemmEpilogue kEpilogue>
 struct GemmHeld {
-    static constexpr bool kIsGated = kEpilogue != GemmEpilogue::kNone && kEpilogue != GemmEpilogue::kAdd;
-    static constexpr bool kAdds = kEpilogue == GemmEpilogue::kAdd;
+    static constexpr bool kIsGated = kEpilogue != GemmEpilogue::kNone;
     // Groups of a chunk: the second is half a tile further.
     static constexpr int kGroups = kIsGated ? 1 : 2, kNextGroup = kGemmHalf / kGemmGroup;
 
     const uint32_t stride;  // elements of a row of the output
     GemmTarget<T> target;
     uint32_t words[kGemmTiles][2] = {};
-    uint4 before[kGroups] = {};  // what the next chunk is added to
 
     __device__ explicit GemmHeld(uint32_t stride) : stride(stride) {}
 
@@ -82,18 +80,6 @@ struct GemmHeld {
             for (int h = 0; h < 2; ++h) words[n][h] = pack_pair<T>(d[n][2 * h], d[n][2 * h + 1]);
         }
         target = to;
-        load(0);
-    }
-
-    // Asks for what chunk `c` is added to.
-    __device__ __forceinline__ void load(int c) {
-        if constexpr (kAdds) {
-#pragma unroll
-            for (int i = 0; i < kGroups; ++i) {
-                const int h = c % 2, group = c / 2 + i * kNextGroup;
-                if (target.has(h, group)) before[i] = *target.at(h, group, stride);
-            }
-        }
     }
 
     // `c` must be known to the compiler.
@@ -102,7 +88,6 @@ struct GemmHeld {
 #pragma unroll
         for (int i = 0; i < kGroups; ++i) {
             const int group = c / 2 + i * kNextGroup;
-            const uint32_t terms[4] = {before[i].x, before[i].y, before[i].z, before[i].w};
             uint32_t out[4];
 #pragma unroll
             for (int j = 0; j < 4; ++j) {
@@ -112,16 +97,12 @@ struct GemmHeld {
                     const float2 up = unpack_pair<T>(opaque(words[kGemmTiles / 2 + 4 * group + j][h]));
                     out[j] = pack_pair<T>(activate_approx<kEpilogue>(gate.x) * up.x,
                                           activate_approx<kEpilogue>(gate.y) * up.y);
-                } else if constexpr (kAdds) {
-                    const float2 sum = unpack_pair<T>(word), term = unpack_pair<T>(terms[j]);
-                    out[j] = pack_pair<T>(sum.x + term.x, sum.y + term.y);
                 } else {
                     out[j] = word;
                 }
             }
             if (target.has(h, group)) *target.at(h, group, stride) = make_uint4(out[0], out[1], out[2], out[3]);
         }
-        if (c + 1 < kGemmChunks) load(c + 1);
     }
 };
 

@@ -13,7 +13,7 @@ int gemm_f16(const msgl_gemm_params &params, cudaStream_t stream);
 extern "C" int msgl_gemm_is_supported(const msgl_gemm_params *params, uint32_t sm) {
   using namespace msgl;
   const msgl_gemm_params &p = *params;
-  if (sm != 90 || p.rows == 0 || p.n == 0 || (p.is_gated != 0 && p.adds_to_out != 0)) return 0;
+  if (sm != 90 || p.rows == 0 || p.n == 0) return 0;
   // Rows of whole 16 bytes for the copy engine; and a tile is stored under the first stages of the next one.
   if (p.k % 8 != 0 || p.k < kGemmMinK) return 0;
   // Whole groups of output columns.

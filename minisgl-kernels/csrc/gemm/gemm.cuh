@@ -1,4 +1,4 @@
-// Products of many tokens on Hopper, with the gated activation or a residual sum in the same pass.
+// Products of many tokens on Hopper, with the gated activation in the same pass.
 //
 // Bound by the tensor cores. A CTA stays on its SM and takes every so many-th tile: 128 rows by 256 rows of the weight,
 // which with gates are 128 of them and their 128 ups, so that a thread has both of a pair. One warp fetches; two
@@ -38,6 +38,8 @@ __device__ __forceinline__ void fetch_gemm(const msgl_gemm_params& p, const Gemm
                              weight_row / kGemmGroup);
         }
     }
+    // The other CTA arrives at this one's barriers until it has read the last stages: stay until then.
+    for (uint32_t i = 0; i < kGemmStages; ++i, ++at.count) mbarrier_wait(shared.empty(at.stage()), at.parity() ^ 1);
 }
 
 template <typename T, GemmEpilogue kEpilogue>
@@ -56,7 +58,7 @@ struct GemmConsumer {
     __device__ __forceinline__ void release(uint32_t stage) {
         __syncwarp();
         const uint32_t lane = threadIdx.x % 32;
-        if (lane < kGemmCluster) mbarrier_arrive_at(shared.empty(stage), lane);
+        if (lane < kGemmCluster) cluster_barrier_arrive(cluster_address(shared.empty(stage), lane));
     }
 
     // Begins the products of a stage, and ends those of the one before.
@@ -100,10 +102,11 @@ struct GemmConsumer {
                 held.store(c);
             }
             for (uint32_t i = kGemmChunks; i < steps; ++i) step(false);
+            const GemmTarget<T> done = target(idx);
             wgmma_wait<0>();
             fence_registers(d);
             release(GemmCursor{at.count - 1}.stage());
-            held.take(d, target(idx));
+            held.take(d, done);
         }
 #pragma unroll
         for (int c = 0; c < kGemmChunks; ++c) held.store(c);
@@ -119,7 +122,9 @@ __global__ void __launch_bounds__(kGemmThreads, 1)
     const GemmShared shared{shared_address(gemm_shared)};
     const uint32_t rank = cluster_rank();
     if (threadIdx.x == 0) shared.init();
-    cluster_sync();
+    __syncwarp();
+    cluster_arrive();
+    cluster_wait();
     if (threadIdx.x < 128) {
         release_registers<kGemmProducerRegisters>();
         if (threadIdx.x < 32 && elect_lane()) fetch_gemm(p, maps, tiles, shared, rank);
@@ -127,9 +132,6 @@ __global__ void __launch_bounds__(kGemmThreads, 1)
         claim_registers<kGemmConsumerRegisters>();
         GemmConsumer<T, kEpilogue>{p, tiles, shared, rank, threadIdx.x / 128 - 1}.run();
     }
-    // The other CTA may still arrive at this one's barriers.
-    __syncwarp();
-    cluster_sync();
 #endif
 }
 

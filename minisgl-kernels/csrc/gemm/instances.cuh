@@ -84,10 +84,7 @@ bool has_gemm() {
 
 template <typename T>
 int launch_gemm(const msgl_gemm_params& p, cudaStream_t stream) {
-    if (p.is_gated == 0) {
-        return p.adds_to_out != 0 ? launch_gemm_epilogue<T, GemmEpilogue::kAdd>(p, stream)
-                                  : launch_gemm_epilogue<T, GemmEpilogue::kNone>(p, stream);
-    }
+    if (p.is_gated == 0) return launch_gemm_epilogue<T, GemmEpilogue::kNone>(p, stream);
     switch (p.activation) {
         case MSGL_SILU: return launch_gemm_epilogue<T, GemmEpilogue::kSilu>(p, stream);
         case MSGL_GELU: return launch_gemm_epilogue<T, GemmEpilogue::kGelu>(p, stream);

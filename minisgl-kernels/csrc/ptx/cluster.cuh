@@ -1,4 +1,5 @@
-// Clusters: CTAs that run side by side and reach each other's shared memory (PTX ISA, barrier.cluster, mapa; sm_90).
+// Clusters: CTAs that run at the same time and reach each other's shared memory (PTX ISA, barrier.cluster, mapa,
+// st.async; sm_90).
 #pragma once
 #include <cstdint>
 
@@ -6,28 +7,39 @@ namespace msgl {
 
 __device__ __forceinline__ uint32_t cluster_rank() {
     uint32_t rank;
-    asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+    asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
     return rank;
 }
 
-// Waits for all threads of the cluster; what they wrote before is visible after.
-__device__ __forceinline__ void cluster_sync() {
-    asm volatile(
-        "barrier.cluster.arrive.release;\n"
-        "barrier.cluster.wait.acquire;\n" ::
-            : "memory");
+// Every thread of the cluster arrives, and waits later for all of them. Of what was written before it makes barriers
+// visible alone, which mbarrier_init_fence() was called for.
+__device__ __forceinline__ void cluster_arrive() { asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory"); }
+
+__device__ __forceinline__ void cluster_wait() { asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory"); }
+
+// The address in the CTA of this rank of what lies at `address` here.
+__device__ __forceinline__ uint32_t cluster_address(uint32_t address, uint32_t rank) {
+    uint32_t there;
+    asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(address), "r"(rank));
+    return there;
 }
 
-// Arrives at the barrier that lies in the shared memory of CTA `rank` where `barrier` lies in this one's.
-__device__ __forceinline__ void mbarrier_arrive_at(uint32_t barrier, uint32_t rank) {
-    asm volatile(
-        "{\n"
-        ".reg .b32 there;\n"
-        "mapa.shared::cluster.u32 there, %0, %1;\n"
-        "mbarrier.arrive.shared::cluster.b64 _, [there];\n"
-        "}\n" ::"r"(barrier),
-        "r"(rank)
-        : "memory");
+// Stores to a CTA of the cluster and counts the bytes on its barrier.
+__device__ __forceinline__ void store_async(uint32_t dst, float value, uint32_t barrier) {
+    asm volatile("st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.f32 [%0], %1, [%2];" ::"r"(dst), "f"(value),
+                 "r"(barrier)
+                 : "memory");
+}
+
+__device__ __forceinline__ void store_async(uint32_t dst, float first, float second, uint32_t barrier) {
+    asm volatile("st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v2.f32 [%0], {%1, %2}, [%3];" ::"r"(dst),
+                 "f"(first), "f"(second), "r"(barrier)
+                 : "memory");
+}
+
+// Arrives at the barrier of a CTA of the cluster.
+__device__ __forceinline__ void cluster_barrier_arrive(uint32_t barrier) {
+    asm volatile("mbarrier.arrive.shared::cluster.b64 _, [%0];" ::"r"(barrier) : "memory");
 }
 
 }  // namespace msgl

@@ -393,7 +393,6 @@ pub struct msgl_gemm_params {
     pub n: u32,
     pub k: u32,
     pub is_gated: u32,
-    pub adds_to_out: u32,
     pub num_sms: u32,
     pub activation: msgl_activation,
     pub dtype: msgl_dtype,
@@ -426,17 +425,14 @@ const _: () = {
         "Offset of field: msgl_gemm_params::is_gated",
     ][::core::mem::offset_of!(msgl_gemm_params, is_gated) - 36usize];
     [
-        "Offset of field: msgl_gemm_params::adds_to_out",
-    ][::core::mem::offset_of!(msgl_gemm_params, adds_to_out) - 40usize];
-    [
         "Offset of field: msgl_gemm_params::num_sms",
-    ][::core::mem::offset_of!(msgl_gemm_params, num_sms) - 44usize];
+    ][::core::mem::offset_of!(msgl_gemm_params, num_sms) - 40usize];
     [
         "Offset of field: msgl_gemm_params::activation",
-    ][::core::mem::offset_of!(msgl_gemm_params, activation) - 48usize];
+    ][::core::mem::offset_of!(msgl_gemm_params, activation) - 44usize];
     [
         "Offset of field: msgl_gemm_params::dtype",
-    ][::core::mem::offset_of!(msgl_gemm_params, dtype) - 52usize];
+    ][::core::mem::offset_of!(msgl_gemm_params, dtype) - 48usize];
 };
 unsafe extern "C" {
     pub fn msgl_gemm_is_supported(

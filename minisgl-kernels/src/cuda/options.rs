@@ -31,6 +31,8 @@ pub enum LinearKernel {
     Cublas,
     /// Our own kernel for few tokens wherever it can run.
     Skinny,
+    /// Our own kernel for many tokens wherever it can run, and else cuBLASLt.
+    Gemm,
 }
 
 impl Default for CudaOptions {

@@ -39,7 +39,8 @@ unsafe fn takes_skinny(
     product: &Product,
     other: &mut dyn FnMut(&mut Cuda, bool) -> Result<()>,
 ) -> Result<bool> {
-    if cuda.options.linear == LinearKernel::Cublas || !product.is_supported(cuda)? {
+    let is_offered = matches!(cuda.options.linear, LinearKernel::Auto | LinearKernel::Skinny);
+    if !is_offered || !product.is_supported(cuda)? {
         return Ok(false);
     }
     if cuda.options.linear == LinearKernel::Skinny {
