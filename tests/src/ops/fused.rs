@@ -67,6 +67,8 @@ pub(super) fn many_tokens<B: Backend>(
     let strategy = (dtype(), 0..3usize, rows, k, n, total, any::<u64>()).prop_map(
         |(dtype, spare_rows, rows, k, n, total, seed)| {
             let bias = seed.is_multiple_of(8);
+            // As above: what the oracle computes is kept small.
+            let rows = if n > 1000 { rows.min(33) } else { rows };
             (Case { dtype, bias, rows, spare_rows, k, n, seed }, total.div_ceil(rows))
         },
     );
