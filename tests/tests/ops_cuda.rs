@@ -23,7 +23,7 @@ const FAMILIES: [[AttnKernel; 2]; 9] = [
 ];
 
 /// Ops that our own product of many tokens may compute, which takes few cases where nothing forces it.
-const BY_GEMM: [&str; 3] = ["linear", "norm_linear", "norm_gated_linear"];
+const BY_GEMM: [&str; 2] = ["linear", "norm_gated_linear"];
 
 fn main() {
     let args = Arguments::from_args();
