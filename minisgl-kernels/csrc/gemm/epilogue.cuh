@@ -1,7 +1,7 @@
 // What becomes of the sums of the Hopper GEMM (gemm.cuh).
 //
-// A finished tile is rounded to the dtype and held in registers while the next one is multiplied, and stored a chunk at a
-// time under it. Of each group of 32 columns a thread has column tiles 0 to 3 of its rows g and g + 8, and the order of
+// A finished tile is rounded to the dtype and held in registers while the next one is multiplied, and stored a chunk at
+// a time under it. Of each group of 32 columns a thread has column tiles 0 to 3 of its rows g and g + 8, and the order of
 // the weight's rows in shared memory is such that these are 8 neighbours of the output: 16 bytes, stored as they are.
 #pragma once
 #include "common.cuh"
@@ -42,7 +42,7 @@ __device__ __forceinline__ float2 unpack_pair(uint32_t pair) {
     return make_float2(to_float(elems[0]), to_float(elems[1]));
 }
 
-// Hides from the compiler what a register holds, which would else unpack it as soon as it is known, into more registers.
+// Hides from the compiler what a register holds, which would else unpack it as soon as it is known, into more of them.
 __device__ __forceinline__ uint32_t opaque(uint32_t word) {
     asm volatile("" : "+r"(word));
     return word;

@@ -85,7 +85,8 @@ struct GemmConsumer {
         uint32_t row_tile, col_tile;
         tiles.at(idx, row_tile, col_tile);
         const uint32_t lane = threadIdx.x % 32;
-        const uint32_t row = (row_tile * kGemmCluster + rank) * kGemmRows + threadIdx.x / 32 % 4 * 16 + warpgroup * 64 + lane / 4;
+        const uint32_t row = (row_tile * kGemmCluster + rank) * kGemmRows + threadIdx.x / 32 % 4 * 16 +
+                             warpgroup * 64 + lane / 4;
         const uint32_t col = col_tile * (Held::kIsGated ? kGemmHalf : kGemmCols) + lane % 4 * 8;
         const uint32_t cols = Held::kIsGated ? p.n / 2 : p.n;
         return {static_cast<T*>(p.out) + uint64_t{row} * cols + col, int(p.rows) - int(row), int(cols) - int(col)};

@@ -54,8 +54,8 @@ struct GemmCursor {
     __device__ uint32_t parity() const { return count / kGemmStages % 2; }
 };
 
-// The tiles of a cluster, kGemmCluster tiles of rows that share a tile of columns. They are taken in bands of kBand along
-// the rows, so that clusters that run together read few rows of either operand, and find most of them in L2.
+// The tiles of a cluster, kGemmCluster tiles of rows that share a tile of columns. They are taken in bands of kBand
+// along the rows, so that clusters that run together read few rows of either operand, and find most of them in L2.
 struct GemmTiles {
     static constexpr uint32_t kBand = 8;
 

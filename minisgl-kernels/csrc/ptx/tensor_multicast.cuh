@@ -1,5 +1,5 @@
-// Copies of boxes out of matrices by a map of them (PTX ISA, cp.async.bulk.tensor; sm_90), to one CTA or to several of a
-// cluster. They complete on barriers (mbarrier.cuh); what lies outside of the matrix arrives as zeros.
+// Copies of boxes out of matrices by a map of them (PTX ISA, cp.async.bulk.tensor; sm_90), to one CTA or to several of
+// a cluster. They complete on barriers (mbarrier.cuh); what lies outside of the matrix arrives as zeros.
 #pragma once
 #include <cuda.h>
 
