@@ -143,6 +143,27 @@ typedef struct msgl_skinny_params {
 int msgl_skinny_is_supported(const msgl_skinny_params *params, uint32_t sm);
 int msgl_skinny(const msgl_skinny_params *params, msgl_stream stream);
 
+// ---- Linear layers with many tokens ------------------------------------------------------------------------
+
+// out = x * weight^T, perhaps with the gated activation of that.
+typedef struct msgl_gemm_params {
+  void *out;             // [rows, n] dtype, or [rows, n / 2] with gates
+  const void *x;         // [rows, k] dtype
+  const void *weight;    // [n, k] dtype; with gates the n / 2 rows of the gates, then those of the ups
+  uint32_t rows;
+  uint32_t n;
+  uint32_t k;
+  uint32_t is_gated;     // out = activation(gate) * up
+  uint32_t num_sms;      // of the chip
+  msgl_activation activation;
+  msgl_dtype dtype;      // MSGL_BF16 or MSGL_F16
+} msgl_gemm_params;
+
+// Whether there is a kernel for these sizes and dtypes on a chip of compute capability `sm` (10 * major + minor), which
+// is the current device.
+int msgl_gemm_is_supported(const msgl_gemm_params *params, uint32_t sm);
+int msgl_gemm(const msgl_gemm_params *params, msgl_stream stream);
+
 // ---- Rows: gather, broadcast, convert, noise -------------------------------------------------------------
 
 typedef struct msgl_gather_samples_params {

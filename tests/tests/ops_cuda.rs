@@ -25,27 +25,37 @@ const FAMILIES: [[AttnKernel; 2]; 9] = [
 
 /// Ops that our own kernels for few tokens compute.
 const LINEAR_OPS: [&str; 4] = ["linear", "norm_linear", "linear_add", "norm_gated_linear"];
+/// Those that the one for many tokens computes, which takes few cases where nothing forces it.
+const GEMM_OPS: [&str; 2] = ["linear", "norm_gated_linear"];
+
+/// Which kernels linear layers are told to take, in a program without the backend too.
+#[derive(Clone, Copy)]
+enum Linear {
+    Auto,
+    Own(u32),
+    Gemm,
+}
 
 fn main() {
     let args = Arguments::from_args();
     let missing = device::missing();
-    let trial = |name: String, op: &'static str, families, own| {
-        Trial::test(name, move || device::check(op, families, own)).with_ignored_flag(missing.is_some())
+    let trial = |name: String, op: &'static str, families, linear| {
+        Trial::test(name, move || device::check(op, families, linear)).with_ignored_flag(missing.is_some())
     };
     let mut trials = Vec::new();
     for &op in OPS {
         if op == "attention" {
-            trials.extend(
-                FAMILIES.map(|families| trial(format!("{op}::{}", name(families)), op, families, None)),
-            );
+            let family = |families| trial(format!("{op}::{}", name(families)), op, families, Linear::Auto);
+            trials.extend(FAMILIES.map(family));
         } else {
-            trials.push(trial(op.to_owned(), op, [Auto; 2], None));
+            trials.push(trial(op.to_owned(), op, [Auto; 2], Linear::Auto));
         }
         if LINEAR_OPS.contains(&op) {
-            let own = |variant| trial(format!("{op}::own{variant}"), op, [Auto; 2], Some(variant));
+            let own = |n| trial(format!("{op}::own{n}"), op, [Auto; 2], Linear::Own(n));
             trials.extend((0..device::OWN_LINEAR_KERNELS).map(own));
         }
     }
+    trials.extend(GEMM_OPS.map(|op| trial(format!("{op}::gemm"), op, [Auto; 2], Linear::Gemm)));
     let num_cases = trials.len();
     trials.push(Trial::test("a_missing_device_is_an_error_that_says_what_is_missing", device::open_too_high));
     let conclusion = libtest_mimic::run(&args, trials);
@@ -69,7 +79,7 @@ mod device {
     use minisgl_kernels::cuda::{Cuda, CudaOptions, LinearKernel, num_devices};
     use minisgl_tests::ops::{CheckConfig, find};
 
-    use super::{AttnKernel, Failed};
+    use super::{AttnKernel, Failed, Linear};
 
     /// Ops whose bits may depend on the batch: cuBLASLt chooses by the number of rows, and own kernels
     /// take few of them; attention cuts its work by the batch.
@@ -81,7 +91,7 @@ mod device {
         (num_devices() == 0).then_some("no CUDA device")
     }
 
-    pub(crate) fn check(op: &str, attention: [AttnKernel; 2], own: Option<u32>) -> Result<(), Failed> {
+    pub(crate) fn check(op: &str, attention: [AttnKernel; 2], linear: Linear) -> Result<(), Failed> {
         let config = CheckConfig {
             batch_invariant: !BATCH_DEPENDENT.contains(&op),
             truncates_sums: true,
@@ -89,7 +99,11 @@ mod device {
             ..CheckConfig::from_env(64)
         };
         let [prefill, decode] = attention;
-        let linear = own.map_or(LinearKernel::Auto, LinearKernel::Own);
+        let linear = match linear {
+            Linear::Auto => LinearKernel::Auto,
+            Linear::Own(variant) => LinearKernel::Own(variant),
+            Linear::Gemm => LinearKernel::Gemm,
+        };
         let mut cuda = Cuda::open(CudaOptions { prefill, decode, linear, ..CudaOptions::default() })?;
         find::<Cuda>(op).check(&mut cuda, &config)?;
         cuda.synchronize()?;
@@ -114,7 +128,7 @@ mod device {
     use minisgl_engine::config::{Device, EngineConfig};
     use minisgl_tests::models::{ModelKind, TestModel};
 
-    use super::{AttnKernel, Failed};
+    use super::{AttnKernel, Failed, Linear};
 
     pub(crate) const OWN_LINEAR_KERNELS: u32 = 0;
 
@@ -122,7 +136,7 @@ mod device {
         Some("built without the feature cuda")
     }
 
-    pub(crate) fn check(op: &str, _: [AttnKernel; 2], _: Option<u32>) -> Result<(), Failed> {
+    pub(crate) fn check(op: &str, _: [AttnKernel; 2], _: Linear) -> Result<(), Failed> {
         Err(format!("{op} cannot run: this program was built without the feature cuda").into())
     }
 

@@ -1,6 +1,6 @@
 //! The gated activation: csrc/act_mul.cu.
 
-use super::bindings::{msgl_act_mul, msgl_act_mul_params, msgl_activation};
+use super::bindings::{msgl_act_mul, msgl_act_mul_params};
 use super::memory::DeviceBuf;
 use super::{Cuda, check};
 use crate::{Activation, Result, Tensor};
@@ -22,11 +22,7 @@ pub(crate) fn act_mul(
         gate_up: gate_up.buf.as_ptr(),
         rows: check::u32_of(OP, "rows", rows)?,
         ffn: check::u32_of(OP, "out.cols", out.cols)?,
-        activation: match activation {
-            Activation::Silu => msgl_activation::MSGL_SILU,
-            Activation::Gelu => msgl_activation::MSGL_GELU,
-            Activation::GeluTanh => msgl_activation::MSGL_GELU_TANH,
-        },
+        activation: check::activation(activation),
         dtype: check::abi(out.dtype),
     };
     // SAFETY: `gate_up` has `rows` rows of `2 * ffn` columns, `out` of `ffn`, both of `dtype`.

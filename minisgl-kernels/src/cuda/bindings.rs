@@ -390,6 +390,69 @@ unsafe extern "C" {
 }
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
+pub struct msgl_gemm_params {
+    pub out: *mut ::core::ffi::c_void,
+    pub x: *const ::core::ffi::c_void,
+    pub weight: *const ::core::ffi::c_void,
+    pub rows: u32,
+    pub n: u32,
+    pub k: u32,
+    pub is_gated: u32,
+    pub num_sms: u32,
+    pub activation: msgl_activation,
+    pub dtype: msgl_dtype,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of msgl_gemm_params"][::core::mem::size_of::<msgl_gemm_params>() - 56usize];
+    [
+        "Alignment of msgl_gemm_params",
+    ][::core::mem::align_of::<msgl_gemm_params>() - 8usize];
+    [
+        "Offset of field: msgl_gemm_params::out",
+    ][::core::mem::offset_of!(msgl_gemm_params, out) - 0usize];
+    [
+        "Offset of field: msgl_gemm_params::x",
+    ][::core::mem::offset_of!(msgl_gemm_params, x) - 8usize];
+    [
+        "Offset of field: msgl_gemm_params::weight",
+    ][::core::mem::offset_of!(msgl_gemm_params, weight) - 16usize];
+    [
+        "Offset of field: msgl_gemm_params::rows",
+    ][::core::mem::offset_of!(msgl_gemm_params, rows) - 24usize];
+    [
+        "Offset of field: msgl_gemm_params::n",
+    ][::core::mem::offset_of!(msgl_gemm_params, n) - 28usize];
+    [
+        "Offset of field: msgl_gemm_params::k",
+    ][::core::mem::offset_of!(msgl_gemm_params, k) - 32usize];
+    [
+        "Offset of field: msgl_gemm_params::is_gated",
+    ][::core::mem::offset_of!(msgl_gemm_params, is_gated) - 36usize];
+    [
+        "Offset of field: msgl_gemm_params::num_sms",
+    ][::core::mem::offset_of!(msgl_gemm_params, num_sms) - 40usize];
+    [
+        "Offset of field: msgl_gemm_params::activation",
+    ][::core::mem::offset_of!(msgl_gemm_params, activation) - 44usize];
+    [
+        "Offset of field: msgl_gemm_params::dtype",
+    ][::core::mem::offset_of!(msgl_gemm_params, dtype) - 48usize];
+};
+unsafe extern "C" {
+    pub fn msgl_gemm_is_supported(
+        params: *const msgl_gemm_params,
+        sm: u32,
+    ) -> ::core::ffi::c_int;
+}
+unsafe extern "C" {
+    pub fn msgl_gemm(
+        params: *const msgl_gemm_params,
+        stream: msgl_stream,
+    ) -> ::core::ffi::c_int;
+}
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
 pub struct msgl_gather_samples_params {
     pub out: *mut ::core::ffi::c_void,
     pub x: *const ::core::ffi::c_void,

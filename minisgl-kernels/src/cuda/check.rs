@@ -1,8 +1,8 @@
 //! Checks of tensor arguments that the ops share. What passes them makes the launches sound.
 
-use super::bindings::msgl_dtype;
+use super::bindings::{msgl_activation, msgl_dtype};
 use super::memory::DeviceBuf;
-use crate::{DType, KernelError, Result, Tensor};
+use crate::{Activation, DType, KernelError, Result, Tensor};
 
 /// The dtype as the launchers take it.
 pub(crate) fn abi(dtype: DType) -> msgl_dtype {
@@ -10,6 +10,15 @@ pub(crate) fn abi(dtype: DType) -> msgl_dtype {
         DType::BF16 => msgl_dtype::MSGL_BF16,
         DType::F16 => msgl_dtype::MSGL_F16,
         DType::F32 => msgl_dtype::MSGL_F32,
+    }
+}
+
+/// The activation as the launchers take it.
+pub(crate) fn activation(activation: Activation) -> msgl_activation {
+    match activation {
+        Activation::Silu => msgl_activation::MSGL_SILU,
+        Activation::Gelu => msgl_activation::MSGL_GELU,
+        Activation::GeluTanh => msgl_activation::MSGL_GELU_TANH,
     }
 }
 

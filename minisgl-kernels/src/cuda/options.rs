@@ -35,6 +35,8 @@ pub enum LinearKernel {
     Cublas,
     /// This one of our own kernels for few tokens, below [`OWN_LINEAR_KERNELS`], wherever it can run.
     Own(u32),
+    /// Our own kernel for many tokens wherever it can run, and else cuBLASLt.
+    Gemm,
 }
 
 impl Default for CudaOptions {

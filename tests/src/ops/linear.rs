@@ -3,7 +3,7 @@ use minisgl_reference::{Precision, linear};
 use proptest::prelude::*;
 
 use super::bench::{BenchCase, ModelShape, Rotation, Workload, noise};
-use super::fused::{Layer, product_property, sums_of_magnitudes};
+use super::fused::{self, Layer, many_tokens, product_property, sums_of_magnitudes};
 use super::support::{Failure, Guarded, Rng, close, dtype, expect_err, one_of, precision, same_bits};
 use super::{CheckConfig, OpCases, fixed};
 
@@ -22,6 +22,13 @@ struct Case {
     k: usize,
     n: usize,
     seed: u64,
+}
+
+impl From<&fused::Case> for Case {
+    fn from(case: &fused::Case) -> Self {
+        let &fused::Case { dtype, bias, rows, spare_rows, k, n, seed } = case;
+        Self { dtype, f32_out: false, bias, rows, spare_rows, k, n, seed }
+    }
 }
 
 fn strategy() -> impl Strategy<Value = Case> {
@@ -46,14 +53,24 @@ fn strategy() -> impl Strategy<Value = Case> {
 }
 
 fn check<B: Backend>(backend: &mut B, config: &CheckConfig) -> Result<(), String> {
-    product_property(backend, config, strategy(), |case| case.k, check_case)?;
+    let once = |backend: &mut B, config: &CheckConfig, case: &Case| check_case(backend, config, case, 1);
+    product_property(backend, config, strategy(), |case| case.k, once)?;
+    many_tokens(backend, config, |backend, config, case, copies| {
+        check_case(backend, config, &Case::from(case), copies)
+    })?;
     fixed(backend, "arguments that do not fit", check_refusals)
 }
 
-fn check_case<B: Backend>(backend: &mut B, config: &CheckConfig, case: &Case) -> Result<(), Failure> {
+/// Runs `copies` copies of the rows of `case`, one after the other.
+fn check_case<B: Backend>(
+    backend: &mut B,
+    config: &CheckConfig,
+    case: &Case,
+    copies: usize,
+) -> Result<(), Failure> {
     let &Case { dtype, f32_out, bias, rows, spare_rows, k, n, seed } = case;
     let mut rng = Rng::new(seed);
-    let x_values = rng.activations(rows * k);
+    let x_values = rng.activations(rows * k).repeat(copies);
     let mut layer = Layer::random(backend, &mut rng, dtype, (n, k), bias)?;
     let out_dtype = if f32_out { DType::F32 } else { dtype };
     let mut run = |backend: &mut B, x_values: &[f64]| {
@@ -79,7 +96,7 @@ fn check_case<B: Backend>(backend: &mut B, config: &CheckConfig, case: &Case) ->
 
     let (weight, bias) = layer.written();
     let bias = bias.as_deref();
-    for (found, x) in [(&found, &x), (&part, &part_x)] {
+    for (found, x) in [(&found, &x[..rows * k]), (&part, &part_x)] {
         let exact = linear(x, &weight, bias, k, Precision::F64);
         let naive = linear(x, &weight, bias, k, precision(out_dtype));
         // One f32 rounding of the sum of magnitudes: six deviations of the error of a sequential f32 sum.
@@ -87,7 +104,9 @@ fn check_case<B: Backend>(backend: &mut B, config: &CheckConfig, case: &Case) ->
         if config.truncates_sums && dtype != DType::F32 {
             sums.iter_mut().zip(partial_sums(x, &weight, k)).for_each(|(sum, partial)| *sum += partial);
         }
-        close("out", out_dtype, n, found, &exact, &naive, |i| DType::F32.epsilon() * sums[i])?;
+        for found in found.chunks(exact.len()) {
+            close("out", out_dtype, n, found, &exact, &naive, |i| DType::F32.epsilon() * sums[i])?;
+        }
     }
     Ok(())
 }

@@ -2,7 +2,7 @@ use minisgl_kernels::{Activation, Backend, DType};
 use minisgl_reference::{self as reference, Precision, act_mul, linear, rms_norm};
 
 use super::bench::{BenchCase, Rotation, Workload, noise};
-use super::fused::{Case, Layer, product_property, rounding_of_x, strategy};
+use super::fused::{Case, Layer, many_tokens, product_property, rounding_of_x, strategy};
 use super::support::{Failure, Guarded, Rng, close, expect_err, precision, same_bits};
 use super::{CheckConfig, OpCases, fixed};
 
@@ -12,11 +12,19 @@ pub(super) fn cases<B: Backend>() -> OpCases<B> {
 }
 
 fn check<B: Backend>(backend: &mut B, config: &CheckConfig) -> Result<(), String> {
-    product_property(backend, config, strategy(), |case| case.k, check_case)?;
+    let once = |backend: &mut B, config: &CheckConfig, case: &Case| check_case(backend, config, case, 1);
+    product_property(backend, config, strategy(), |case| case.k, once)?;
+    many_tokens(backend, config, check_case)?;
     fixed(backend, "arguments that do not fit", check_refusals)
 }
 
-fn check_case<B: Backend>(backend: &mut B, config: &CheckConfig, case: &Case) -> Result<(), Failure> {
+/// Runs `copies` copies of the rows of `case`, one after the other.
+fn check_case<B: Backend>(
+    backend: &mut B,
+    config: &CheckConfig,
+    case: &Case,
+    copies: usize,
+) -> Result<(), Failure> {
     let &Case { dtype, bias, rows, spare_rows, k, n: ffn, seed } = case;
     let (mut rng, eps) = (Rng::new(seed), 1e-5f32);
     let (activation, kind) = match rng.below(3) {
@@ -25,7 +33,7 @@ fn check_case<B: Backend>(backend: &mut B, config: &CheckConfig, case: &Case) ->
         _ => (Activation::GeluTanh, reference::Activation::GeluTanh),
     };
     let n = 2 * ffn;
-    let x_values = rng.activations(rows * k);
+    let x_values = rng.activations(rows * k).repeat(copies);
     let mut norm = Guarded::new(backend, dtype, 1, k, &rng.normals(k, 1.0, 0.3))?;
     let mut layer = Layer::random(backend, &mut rng, dtype, (n, k), bias)?;
     let mut run = |backend: &mut B, x_values: &[f64]| {
@@ -49,7 +57,7 @@ fn check_case<B: Backend>(backend: &mut B, config: &CheckConfig, case: &Case) ->
         x.unchanged(backend, "x")?;
         norm.unchanged(backend, "norm")?;
         layer.unchanged(backend)?;
-        Ok::<_, Failure>((out.read_rows(backend, "out", rows)?, x.written()[..rows * k].to_vec()))
+        Ok::<_, Failure>((out.read_rows(backend, "out", rows)?, x.written()))
     };
     let (found, x) = run(backend, &x_values)?;
     same_bits("out, again", &run(backend, &x_values)?.0, &found)?;
@@ -58,12 +66,13 @@ fn check_case<B: Backend>(backend: &mut B, config: &CheckConfig, case: &Case) ->
         same_bits("out of the first row alone", &first, &found[..ffn])?;
     }
 
+    let x = &x[..rows * k];
     let (norm, (weight, bias)) = (norm.written(), layer.written());
     let (bias, p) = (bias.as_deref(), precision(dtype));
-    let normed = rms_norm(&x, &norm, f64::from(eps), Precision::F64);
+    let normed = rms_norm(x, &norm, f64::from(eps), Precision::F64);
     let gate_up = linear(&normed, &weight, bias, k, Precision::F64);
     let exact = act_mul(&gate_up, ffn, kind, Precision::F64);
-    let rounded = rms_norm(&x, &norm, f64::from(eps), p);
+    let rounded = rms_norm(x, &norm, f64::from(eps), p);
     let naive = act_mul(&linear(&rounded, &weight, bias, k, p), ffn, kind, p);
     // Gate and up may each be off by what rounding the normalised x costs, and be rounded themselves; neither of the
     // activations is steeper than 1.13. The last term is that of `act_mul`.
@@ -77,7 +86,9 @@ fn check_case<B: Backend>(backend: &mut B, config: &CheckConfig, case: &Case) ->
             + gate.abs() * off_up
             + 4.0 * DType::F32.epsilon() * (gate * up).abs()
     };
-    close("out", dtype, ffn, &found, &exact, &naive, lost)?;
+    for (copy, found) in found.chunks(rows * ffn).enumerate() {
+        close(&format!("out of copy {copy}"), dtype, ffn, found, &exact, &naive, lost)?;
+    }
     close("out of the first row alone", dtype, ffn, &first, &exact[..ffn], &naive[..ffn], lost)
 }
 

@@ -38,7 +38,7 @@ unsafe fn choose(
     product: &Product,
     other: &mut dyn FnMut(&mut Cuda, Run) -> Result<()>,
 ) -> Result<Option<Variant>> {
-    if cuda.options.linear == LinearKernel::Cublas {
+    if matches!(cuda.options.linear, LinearKernel::Cublas | LinearKernel::Gemm) {
         return Ok(None);
     }
     let variants = product.variants(cuda)?;

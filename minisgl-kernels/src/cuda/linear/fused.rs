@@ -5,6 +5,7 @@ use std::ffi::c_void;
 use super::super::bindings::{msgl_add, msgl_add_params};
 use super::super::memory::DeviceBuf;
 use super::super::{Cuda, act_mul, check, rms_norm};
+use super::gemm::Gemm;
 use super::skinny::Product;
 use super::{Operands, Run, Shape, checked, choice, run_library};
 use crate::{Activation, Result, Tensor};
@@ -133,6 +134,12 @@ pub(crate) fn norm_gated_linear(
     let composed = &mut |cuda: &mut Cuda, run: Run| {
         if !has_normed {
             rms_norm::rms_norm(cuda, OP, normed, None, x, norm, eps, rows)?;
+        }
+        let gated = Operands { weight: run.weight(of_normed.weight), out: out.buf.as_ptr(), ..of_normed };
+        if let Some(gemm) = Gemm::choose(cuda, shape, gated, Some(activation))? {
+            // SAFETY: `checked` has made sure of the sizes of the product, with `x` of those of `normed`; `out` has half
+            // as many columns, checked above.
+            return unsafe { gemm.enqueue(cuda) };
         }
         // SAFETY: `checked` has made sure of the sizes, and `normed` has those of `x`.
         unsafe { run_library(cuda, shape, of_normed, of_gate_up.out, run)? };

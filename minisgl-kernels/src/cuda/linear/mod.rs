@@ -11,6 +11,7 @@ mod cache;
 mod choice;
 mod descriptors;
 mod fused;
+mod gemm;
 mod handle;
 mod skinny;
 mod trial;
@@ -30,6 +31,7 @@ use super::{Cuda, check};
 use crate::{DType, KernelError, Result, Tensor};
 use cache::Cache;
 use descriptors::{MatmulDesc, MatrixLayout};
+use gemm::Gemm;
 use handle::Handle;
 use skinny::Product;
 use trial::{Run, Scratch};
@@ -174,7 +176,7 @@ fn checked(
     Ok(Some((shape, operands)))
 }
 
-/// Runs cuBLASLt. Trials, of it or inside of it, write to `trial_out`.
+/// Runs our own kernel for many tokens, or cuBLASLt. Trials, of it or inside of it, write to `trial_out`.
 ///
 /// # Safety
 /// The operands must have the sizes of `shape`, and `trial_out` that of the output.
@@ -185,14 +187,19 @@ unsafe fn run_library(
     trial_out: *mut c_void,
     run: Run,
 ) -> Result<()> {
+    let of_run =
+        Operands { weight: run.weight(operands.weight), out: run.out(operands.out, trial_out), ..operands };
+    if let Some(gemm) = Gemm::choose(cuda, shape, of_run, None)? {
+        // SAFETY: the caller's promise.
+        return unsafe { gemm.enqueue(cuda) };
+    }
     let planned = cuda.blas.plans.get(&shape);
     if planned.is_none_or(|plan| cuda.measures() && !plan.is_best) {
         // SAFETY: the caller's promise.
         let plan = unsafe { tune::plan(cuda, shape, Operands { out: trial_out, ..operands })? };
         cuda.blas.keep(shape, plan);
     }
-    let operands =
-        Operands { weight: run.weight(operands.weight), out: run.out(operands.out, trial_out), ..operands };
+    let operands = of_run;
     if shape.has_bias {
         let params = msgl_broadcast_row_params {
             out: operands.out,

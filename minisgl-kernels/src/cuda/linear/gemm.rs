@@ -1,0 +1,112 @@
+//! Our own product of many tokens: csrc/gemm/.
+
+use super::super::bindings::{msgl_activation, msgl_gemm, msgl_gemm_is_supported, msgl_gemm_params};
+use super::super::{Cuda, check};
+use super::{OP, Operands, Shape};
+use crate::cuda::options::LinearKernel;
+use crate::{Activation, Result};
+
+/// Fewest tokens that it gets: steps with fewer are recorded ones, for which cuBLASLt's algorithms are measured.
+const MIN_ROWS: usize = 512;
+/// Rows of the output, and of the weight, that two multiprocessors compute together.
+const TILE_ROWS: usize = 256;
+const TILE_COLS: usize = 256;
+/// What its own speed must be at least of cuBLASLt's, by the share of its tiles that are work: docs/kernels/gemm.md.
+const MIN_SHARE: f64 = 0.93;
+const MIN_GATED_SHARE: f64 = 0.9;
+/// Columns of the product that cost as much as the separate pass over gates and ups.
+const ACTIVATION_COST: f64 = 256.0;
+
+/// A linear layer, perhaps with the gated activation of what it computes.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Gemm {
+    params: msgl_gemm_params,
+}
+
+impl Gemm {
+    /// The product, or none where the kernel does not compute it or something else is faster. With `gated`, the
+    /// weight's rows are gates and then ups, and the output has one column for each pair.
+    pub(super) fn choose(
+        cuda: &Cuda,
+        shape: Shape,
+        operands: Operands,
+        gated: Option<Activation>,
+    ) -> Result<Option<Self>> {
+        let is_wanted = match cuda.options.linear {
+            LinearKernel::Auto => pays(shape, gated.is_some(), cuda.device.num_sms as usize),
+            LinearKernel::Gemm => true,
+            LinearKernel::Cublas | LinearKernel::Own(_) => false,
+        };
+        if !is_wanted || shape.has_bias || shape.adds || shape.out_dtype != shape.dtype {
+            return Ok(None);
+        }
+        let params = msgl_gemm_params {
+            out: operands.out,
+            x: operands.x,
+            weight: operands.weight,
+            rows: check::u32_of(OP, "rows", shape.rows)?,
+            n: check::u32_of(OP, "weight.rows", shape.n)?,
+            k: check::u32_of(OP, "weight.cols", shape.k)?,
+            is_gated: u32::from(gated.is_some()),
+            num_sms: cuda.device.num_sms,
+            activation: gated.map_or(msgl_activation::MSGL_SILU, check::activation),
+            dtype: check::abi(shape.dtype),
+        };
+        // SAFETY: reads sizes and the dtype; what it asks the runtime is about the current device, which is this one.
+        let is_supported = unsafe { msgl_gemm_is_supported(&params, cuda.device.sm) } != 0;
+        Ok(is_supported.then_some(Self { params }))
+    }
+
+    /// Enqueues the kernel.
+    ///
+    /// # Safety
+    /// The operands must have the sizes of the shape; with gates the output has `n / 2` columns.
+    pub(super) unsafe fn enqueue(&self, cuda: &Cuda) -> Result<()> {
+        // SAFETY: the caller's promise; `choose` has made sure that there is a kernel.
+        unsafe { cuda.launch(OP, &self.params, msgl_gemm) }
+    }
+}
+
+/// Whether it is faster than cuBLASLt, with gates than cuBLASLt and the pass after it. Its tiles are large, so that it
+/// loses where the last round of them leaves multiprocessors idle, or where tiles are not full.
+fn pays(shape: Shape, is_gated: bool, num_sms: usize) -> bool {
+    let Shape { rows, n, k, .. } = shape;
+    let at_once = (num_sms / 2).max(1);
+    let rounds = (rows.div_ceil(TILE_ROWS) * n.div_ceil(TILE_COLS)).div_ceil(at_once);
+    let work = (rows * n) as f64 / (TILE_ROWS * TILE_COLS) as f64;
+    let share = work / (rounds * at_once) as f64;
+    // A single round has nothing to store its tiles under but the start of the next kernel.
+    rows >= MIN_ROWS
+        && if is_gated {
+            share * (1.0 + ACTIVATION_COST / k as f64) >= MIN_GATED_SHARE
+        } else {
+            share >= MIN_SHARE && rounds > 1
+        }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::DType;
+
+    fn pays_on_h200(rows: usize, n: usize, k: usize, is_gated: bool) -> bool {
+        let (dtype, out_dtype) = (DType::BF16, DType::BF16);
+        pays(Shape { rows, n, k, dtype, out_dtype, has_bias: false, adds: false }, is_gated, 132)
+    }
+
+    #[test]
+    fn it_is_chosen_where_it_was_measured_to_be_faster() {
+        let gated = |rows, n, k| pays_on_h200(rows, n, k, true);
+        for rows in [512, 1024, 1536, 2048, 3000, 4096, 8192] {
+            assert!(gated(rows, 6144, 1024), "{rows}");
+        }
+        for rows in [1024, 1536, 2048, 3000, 4096, 8192] {
+            assert!(gated(rows, 16384, 2048) && gated(rows, 28672, 4096), "{rows}");
+        }
+        assert!(!gated(256, 6144, 1024) && !gated(640, 6144, 1024) && !gated(1300, 6144, 1024));
+        assert!(!gated(640, 28672, 4096) && !gated(1300, 28672, 4096));
+        let plain = |rows, n, k| pays_on_h200(rows, n, k, false);
+        assert!(plain(4096, 4096, 1024) && plain(8192, 3072, 2048) && plain(8192, 6144, 4096));
+        assert!(!plain(1024, 4096, 1024) && !plain(3000, 3072, 2048) && !plain(3000, 6144, 4096));
+    }
+}
