@@ -297,6 +297,7 @@ typedef struct msgl_attention_sizes {
   uint32_t decode_rows;    // most query rows of a sequence that decode takes; 0xffffffff: all
   uint32_t decode_ctas;    // CTAs among which decode's work is cut
   uint32_t heads_per_job;  // KV heads that one decode CTA reads together
+  uint32_t cluster_ctas;   // CTAs of a decode cluster: 1, 2, 4 or 8; 0: work is always cut into ranges
 } msgl_attention_sizes;
 
 typedef struct msgl_attention_plan_params {
@@ -346,6 +347,17 @@ int msgl_attention_plan(const msgl_attention_plan_params *params, msgl_stream st
 int msgl_attention_prefill(const msgl_attention_params *params, msgl_stream stream);
 int msgl_attention_decode(const msgl_attention_params *params, msgl_stream stream);
 int msgl_attention_plain(const msgl_attention_params *params, msgl_stream stream);
+
+// rope_store_kv and decode in one launch, for a step of at most one token a sequence: bf16 and f16, head_dim 64 and
+// 128, sm_90. Both parts name the same tensors.
+typedef struct msgl_rope_attention_params {
+  msgl_rope_store_kv_params rope;
+  msgl_attention_params attention;
+} msgl_rope_attention_params;
+
+// Whether there is such a kernel, as 1 or 0.
+uint32_t msgl_has_rope_attention(msgl_dtype dtype, uint32_t head_dim, uint32_t sm);
+int msgl_rope_attention(const msgl_rope_attention_params *params, msgl_stream stream);
 
 #ifdef __cplusplus
 }

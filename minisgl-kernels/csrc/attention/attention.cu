@@ -6,6 +6,8 @@ namespace msgl {
 
 int decode_bf16(const msgl_attention_params& params, cudaStream_t stream);
 int decode_f16(const msgl_attention_params& params, cudaStream_t stream);
+int decode_rope_bf16(const msgl_rope_attention_params& params, cudaStream_t stream);
+int decode_rope_f16(const msgl_rope_attention_params& params, cudaStream_t stream);
 int decode_pages_bf16(const msgl_attention_params& params, cudaStream_t stream);
 int decode_pages_f16(const msgl_attention_params& params, cudaStream_t stream);
 int prefill_bf16(const msgl_attention_params& params, cudaStream_t stream);
@@ -82,6 +84,19 @@ extern "C" int msgl_attention_decode(const msgl_attention_params* params, msgl_s
         case MSGL_ATTENTION_FI: return (is_bf16 ? msgl::decode_bf16 : msgl::decode_f16)(*params, cuda_stream);
         case MSGL_ATTENTION_TRTLLM:
             return (is_bf16 ? msgl::decode_pages_bf16 : msgl::decode_pages_f16)(*params, cuda_stream);
+        default: return MSGL_ERROR_UNSUPPORTED;
+    }
+}
+
+extern "C" uint32_t msgl_has_rope_attention(msgl_dtype dtype, uint32_t head_dim, uint32_t sm) {
+    return sm >= 90 && (dtype == MSGL_BF16 || dtype == MSGL_F16) && (head_dim == 64 || head_dim == 128);
+}
+
+extern "C" int msgl_rope_attention(const msgl_rope_attention_params* params, msgl_stream stream) {
+    const cudaStream_t cuda_stream = reinterpret_cast<cudaStream_t>(stream);
+    switch (params->attention.dtype) {
+        case MSGL_BF16: return msgl::decode_rope_bf16(*params, cuda_stream);
+        case MSGL_F16: return msgl::decode_rope_f16(*params, cuda_stream);
         default: return MSGL_ERROR_UNSUPPORTED;
     }
 }

@@ -10,7 +10,9 @@
 // were twice as many L2 sectors, and L2, not HBM, was the limit. The copy engine takes about 5 ns for each copy
 // whatever its size, so heads of 64 are read in pairs, which makes rows of 256 bytes of them too.
 #pragma once
-#include "decode_head.cuh"
+#include "decode_cluster.cuh"
+#include "decode_rope.cuh"
+#include "decode_shape.cuh"
 #include "launch.cuh"
 #include "ptx/bulk.cuh"
 #include "ptx/cp_async.cuh"
@@ -18,29 +20,6 @@
 #include "ptx/mbarrier.cuh"
 
 namespace msgl {
-
-template <int kHeadDim>
-struct DecodeShape {
-    static constexpr int kWarps = kHeadDim == 96 ? 3 : kHeadDim <= 128 ? 4 : 2;
-    static constexpr int kThreads = 32 * kWarps;
-    static constexpr int kHeads = kHeadDim < 128 ? 2 : 1;
-    static constexpr int kHeadBytes = kHeadDim * 2;
-    static constexpr int kRowBytes = kHeads * kHeadBytes;
-    static constexpr int kKStride = k_row_stride(kRowBytes);
-    static constexpr int kVStride = v_row_stride(kRowBytes);
-    static constexpr int kVOffset = kPieceTokens * kKStride;
-    // K and V of one piece.
-    static constexpr int kStageBytes = kPieceTokens * (kKStride + kVStride);
-    // 70 to 80 KB for each of two CTAs an SM: four times what the latency of HBM at its bandwidth asks for, and still
-    // under the 99 KB of the small sm_8x chips.
-    static constexpr int kDepth = 2;
-    static constexpr int kCtasPerSm = 2;
-    static constexpr int kRingBytes = kWarps * kDepth * kStageBytes;
-    // Rows of the merge buffer are staggered over the banks.
-    static constexpr int kMergeStride = kHeadDim + 8;
-    static constexpr int kMergeRows = kHeads * kJobRows;
-    static constexpr int kSharedBytes = kRingBytes + kWarps * kMergeRows * kMergeStride * 4;
-};
 
 // Copies K and V of the warp's pieces, running ahead of the arithmetic.
 template <typename T, int kHeadDim>
@@ -184,9 +163,33 @@ __device__ void merge_warps(const msgl_attention_params& params, const PlanView&
     }
 }
 
-template <typename T, int kHeadDim>
-__global__ void __launch_bounds__(DecodeShape<kHeadDim>::kThreads, DecodeShape<kHeadDim>::kCtasPerSm)
-    decode_kernel(const __grid_constant__ msgl_attention_params params) {
+// The CTA's range of the plan, and what the plan says about all.
+struct DecodeStart {
+    PlanBucket bucket;
+    uint32_t active_ctas;
+    bool is_clustered;
+
+    // All loads at once: at small batches the time is a chain of such loads. Past L1, since this grid may have started
+    // before the one before it has ended: what the plan's kernel wrote is in L2 (release_plan in plan.cu).
+    __device__ explicit DecodeStart(const PlanView& view, const msgl_attention_sizes& sizes) {
+        const uint4* from = reinterpret_cast<const uint4*>(view.buckets + blockIdx.x);
+        uint4* to = reinterpret_cast<uint4*>(&bucket);
+        static_assert(sizeof(PlanBucket) % sizeof(uint4) == 0, "16 bytes at a time");
+#pragma unroll
+        for (uint32_t i = 0; i < sizeof(PlanBucket) / sizeof(uint4); ++i) to[i] = __ldcg(from + i);
+        active_ctas = __ldcg(&view.header->active_ctas);
+        is_clustered = sizes.cluster_ctas > 1 && __ldcg(&view.header->is_clustered) != 0;
+    }
+};
+
+// With `Rope` = DecodeRope the kernel also does what rope_store_kv does, and reads K, V and the plan before the grids
+// before it have ended. It may: within a recorded step no other kernel writes K or V of this layer, or the page table;
+// the plan's kernel lets the next one start only after its last write (plan.cu), and all others of the step come after
+// that one; and what earlier steps wrote was there before the first kernel of this step started, which waits for them
+// like any launch without the attribute. The slot of the new position is copied too, whatever it holds, and its copy
+// is replaced (DecodeRope::put_new).
+template <typename T, int kHeadDim, typename Rope>
+__device__ __forceinline__ void decode(const msgl_attention_params& params, const msgl_rope_store_kv_params* rope_params) {
     using Shape = DecodeShape<kHeadDim>;
     extern __shared__ __align__(128) char dynamic_shared[];
     __shared__ float2 stats[Shape::kWarps * Shape::kMergeRows];
@@ -196,17 +199,17 @@ __global__ void __launch_bounds__(DecodeShape<kHeadDim>::kThreads, DecodeShape<k
     __shared__ uint32_t num_left;  // warps that have left rows, over all jobs so far
     __shared__ SharedJobs shared_jobs;
     float* merge_rows = reinterpret_cast<float*>(dynamic_shared + Shape::kRingBytes);
+    char* rope_shared = dynamic_shared + Shape::kSharedBytes;
     const uint32_t warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     const float scale_log2 = params.scale * kLog2E;
 
-    grid_wait();
+    if constexpr (!Rope::kIsFused) grid_wait();
     grid_launch_next();
     const PlanView view = plan_view(params.sizes, params.plan);
-    // All loads at once: at small batches the time is a chain of such loads.
-    const PlanBucket bucket = view.buckets[blockIdx.x];
-    const uint32_t active_ctas = view.header->active_ctas;
+    const DecodeStart start(view, params.sizes);
 
 #if __CUDA_ARCH__ >= 900
+    if (start.is_clustered && blockIdx.x < start.active_ctas) cluster_arrive();
     if (threadIdx.x < Shape::kWarps * Shape::kDepth) mbarrier_init(shared_address(&barriers[threadIdx.x]), 1);
     mbarrier_init_fence();
 #endif
@@ -218,10 +221,14 @@ __global__ void __launch_bounds__(DecodeShape<kHeadDim>::kThreads, DecodeShape<k
         num_left = 0;
     }
     __syncthreads();
-    if (blockIdx.x >= active_ctas) return;
+    if (blockIdx.x >= start.active_ctas) {
+        // One CTA of the grid at least has to wait, and a step of padding has no other.
+        if (Rope::kIsFused && blockIdx.x == 0) grid_wait();
+        return;
+    }
 
     const JobSizes sizes(params.sizes);
-    JobCursor cursor(view, bucket, sizes);
+    JobCursor cursor(view, start.bucket, sizes);
     using Head = DecodeHead<T, kHeadDim>;
     Head heads[Shape::kHeads];
     uint4 queries[Shape::kHeads][Head::kKChunks];
@@ -229,27 +236,55 @@ __global__ void __launch_bounds__(DecodeShape<kHeadDim>::kThreads, DecodeShape<k
 #pragma unroll
         for (int h = 0; h < Shape::kHeads; ++h) Head::load_queries(params, of, sizes, h, queries[h]);
     };
-    load_queries(cursor);
+    if constexpr (!Rope::kIsFused) load_queries(cursor);
     DecodeReader<T, kHeadDim> reader(params, view, sizes, cursor, warp,
                                      shared_address(dynamic_shared) + warp * Shape::kDepth * Shape::kStageBytes,
                                      shared_address(&barriers[warp * Shape::kDepth]));
 #pragma unroll
     for (int i = 0; i < Shape::kDepth; ++i) reader.copy();
+    Rope rope(rope_params, rope_shared, warp);
+    if constexpr (Rope::kIsFused) {
+        rope.load_angles(cursor.seq);
+        rope.keep_angles();
+        // The norms are there.
+        __syncthreads();
+        grid_wait();
+        load_queries(cursor);
+    }
 
     bool has_next;
     uint32_t job = 0;
     do {
+        const uint32_t first = reader.first_of_warp(cursor, warp);
+        bool has_new = false;
+        if constexpr (Rope::kIsFused) {
+            has_new = rope.has_new(cursor, first);
+            if (has_new) rope.load_new(cursor, sizes);
+#pragma unroll
+            for (int h = 0; h < Shape::kHeads; ++h) rope.turn(queries[h]);
+        }
 #pragma unroll
         for (int h = 0; h < Shape::kHeads; ++h) {
             heads[h].start(queries[h], cursor, sizes);
         }
         JobCursor next = cursor;
         has_next = next.next(view, sizes);
-        if (has_next) load_queries(next);
-        for (uint32_t piece = reader.first_of_warp(cursor, warp); piece < cursor.piece_end; piece += Shape::kWarps) {
+        if (has_next) {
+            load_queries(next);
+            if constexpr (Rope::kIsFused) {
+                if (next.seq_idx != cursor.seq_idx) rope.load_angles(next.seq);
+            }
+        }
+        for (uint32_t piece = first; piece < cursor.piece_end; piece += Shape::kWarps) {
             const uint32_t stage = reader.wait();
+            if constexpr (Rope::kIsFused) {
+                if (has_new && piece + 1 == cursor.piece_end) rope.put_new(cursor, sizes, stage);
+            }
             attend(heads, stage, Shape::kKStride, stage + Shape::kVOffset, Shape::kVStride, piece, scale_log2);
             reader.release();
+        }
+        if constexpr (Rope::kIsFused) {
+            if (has_next && next.seq_idx != cursor.seq_idx) rope.keep_angles();
         }
         // The buffer holds the rows of the job before until they are merged.
         mbarrier_wait(merged, (job & 1) ^ 1);
@@ -260,6 +295,13 @@ __global__ void __launch_bounds__(DecodeShape<kHeadDim>::kThreads, DecodeShape<k
             heads[h].finish_sums();
             heads[h].store_partial(merge_rows + at * Shape::kMergeStride, Shape::kMergeStride, stats + at, kJobRows);
         }
+#if __CUDA_ARCH__ >= 900
+        if (start.is_clustered) {
+            char* received = rope_shared + (Rope::kIsFused ? Shape::kRopeBytes : 0);
+            finish_in_cluster<T, kHeadDim>(params, sizes, cursor, merge_rows, stats, received);
+            return;
+        }
+#endif
         mbarrier_arrive(left);
         __syncwarp();
         uint32_t arrivals = 0;
@@ -281,23 +323,64 @@ __global__ void __launch_bounds__(DecodeShape<kHeadDim>::kThreads, DecodeShape<k
 }
 
 template <typename T, int kHeadDim>
-int launch_decode(const msgl_attention_params& params, cudaStream_t stream) {
-    using Shape = DecodeShape<kHeadDim>;
-    const auto kernel = decode_kernel<T, kHeadDim>;
-    const cudaError_t status =
-        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, Shape::kSharedBytes);
+__global__ void __launch_bounds__(DecodeShape<kHeadDim>::kThreads, DecodeShape<kHeadDim>::kCtasPerSm)
+    decode_kernel(const __grid_constant__ msgl_attention_params params) {
+    decode<T, kHeadDim, NoRope>(params, nullptr);
+}
+
+template <typename T, int kHeadDim>
+__global__ void __launch_bounds__(DecodeShape<kHeadDim>::kThreads, DecodeShape<kHeadDim>::kCtasPerSm)
+    decode_rope_kernel(const __grid_constant__ msgl_rope_attention_params params) {
+#if __CUDA_ARCH__ >= 900
+    decode<T, kHeadDim, DecodeRope<T, kHeadDim>>(params.attention, &params.rope);
+#endif
+}
+
+template <typename Params>
+int launch_decode(void (*kernel)(Params), uint32_t threads, uint32_t alone_bytes, uint32_t cluster_bytes,
+                  const msgl_attention_sizes& sizes, const Params& params, cudaStream_t stream) {
+    // The same for all launches on a device: the limit belongs to the process, and other threads set it too.
+    const uint32_t shared_bytes = alone_bytes + (sizes.cluster_ctas != 0 ? cluster_bytes : 0);
+    const cudaError_t status = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes);
     if (status != cudaSuccess) return status;
-    launch_overlapped(kernel, params.sizes.decode_ctas, Shape::kThreads, Shape::kSharedBytes, stream, params);
+    if (sizes.cluster_ctas > 1) {
+        launch_overlapped_clusters(kernel, sizes.decode_ctas, sizes.cluster_ctas, threads, shared_bytes, stream, params);
+    } else {
+        launch_overlapped(kernel, sizes.decode_ctas, threads, shared_bytes, stream, params);
+    }
     return cudaGetLastError();
+}
+
+template <typename T, int kHeadDim>
+int launch_decode_head(const msgl_attention_params& params, cudaStream_t stream) {
+    using Shape = DecodeShape<kHeadDim>;
+    return launch_decode(decode_kernel<T, kHeadDim>, Shape::kThreads, Shape::kSharedBytes, Shape::kClusterBytes,
+                         params.sizes, params, stream);
 }
 
 template <typename T>
 int launch_decode_dtype(const msgl_attention_params& params, cudaStream_t stream) {
     switch (params.sizes.head_dim) {
-        case 64: return launch_decode<T, 64>(params, stream);
-        case 96: return launch_decode<T, 96>(params, stream);
-        case 128: return launch_decode<T, 128>(params, stream);
-        case 256: return launch_decode<T, 256>(params, stream);
+        case 64: return launch_decode_head<T, 64>(params, stream);
+        case 96: return launch_decode_head<T, 96>(params, stream);
+        case 128: return launch_decode_head<T, 128>(params, stream);
+        case 256: return launch_decode_head<T, 256>(params, stream);
+        default: return MSGL_ERROR_UNSUPPORTED;
+    }
+}
+
+template <typename T, int kHeadDim>
+int launch_decode_rope_head(const msgl_rope_attention_params& params, cudaStream_t stream) {
+    using Shape = DecodeShape<kHeadDim>;
+    return launch_decode(decode_rope_kernel<T, kHeadDim>, Shape::kThreads, Shape::kSharedBytes + Shape::kRopeBytes,
+                         Shape::kClusterBytes, params.attention.sizes, params, stream);
+}
+
+template <typename T>
+int launch_decode_rope_dtype(const msgl_rope_attention_params& params, cudaStream_t stream) {
+    switch (params.attention.sizes.head_dim) {
+        case 64: return launch_decode_rope_head<T, 64>(params, stream);
+        case 128: return launch_decode_rope_head<T, 128>(params, stream);
         default: return MSGL_ERROR_UNSUPPORTED;
     }
 }
