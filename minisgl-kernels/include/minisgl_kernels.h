@@ -342,6 +342,8 @@ uint32_t msgl_attention_heads_per_job(msgl_attention_kernel kernel, uint32_t hea
 // CTAs of a decode kernel that one SM holds, or 0 where there is none for this dtype, head_dim and chip.
 uint32_t msgl_attention_ctas_per_sm(msgl_attention_kernel kernel, msgl_dtype dtype, uint32_t head_dim,
                                     uint32_t num_kv_heads, uint32_t sm);
+// Clusters of this many CTAs of the FI decode kernel that the current device holds at once, or 0 where it has none.
+uint32_t msgl_attention_clusters(uint32_t head_dim, uint32_t sm, uint32_t cluster_ctas);
 
 int msgl_attention_plan(const msgl_attention_plan_params *params, msgl_stream stream);
 int msgl_attention_prefill(const msgl_attention_params *params, msgl_stream stream);

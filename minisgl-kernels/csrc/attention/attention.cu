@@ -14,6 +14,8 @@ int prefill_bf16(const msgl_attention_params& params, cudaStream_t stream);
 int prefill_f16(const msgl_attention_params& params, cudaStream_t stream);
 int prefill_wgmma_bf16(const msgl_attention_params& params, cudaStream_t stream);
 int prefill_wgmma_f16(const msgl_attention_params& params, cudaStream_t stream);
+uint32_t decode_clusters(uint32_t head_dim, uint32_t cluster_ctas);
+uint32_t decode_rope_clusters(uint32_t head_dim, uint32_t cluster_ctas);
 bool has_prefill_wgmma_bf16();
 bool has_prefill_wgmma_f16();
 
@@ -60,6 +62,12 @@ extern "C" uint32_t msgl_attention_ctas_per_sm(msgl_attention_kernel kernel, msg
     const uint32_t by_registers = 65536 / (32 * (heads + 1) * (head_dim <= 128 ? 168 : 224));
     const uint32_t fit = by_shared < by_registers ? by_shared : by_registers;
     return fit < 1 ? 1 : fit;
+}
+
+extern "C" uint32_t msgl_attention_clusters(uint32_t head_dim, uint32_t sm, uint32_t cluster_ctas) {
+    if (sm < 90 || !msgl::has_mma(MSGL_ATTENTION_FI, MSGL_BF16, head_dim, sm)) return 0;
+    return (msgl_has_rope_attention(MSGL_BF16, head_dim, sm) ? msgl::decode_rope_clusters : msgl::decode_clusters)(
+        head_dim, cluster_ctas);
 }
 
 extern "C" int msgl_attention_prefill(const msgl_attention_params* params, msgl_stream stream) {

@@ -28,6 +28,7 @@ mod options;
 pub mod probe;
 mod read_back;
 mod rms_norm;
+mod rope_attention;
 mod rope_store_kv;
 mod sample;
 mod step_check;
@@ -370,6 +371,26 @@ impl Backend for Cuda {
     ) -> Result<()> {
         self.bind()?;
         attention::attention(self, out, qkv, kv, inputs, state, plan, spec)
+    }
+
+    fn rope_attention(
+        &mut self,
+        out: &mut Matrix,
+        qkv: &mut Matrix,
+        q_norm: Option<&Matrix>,
+        k_norm: Option<&Matrix>,
+        eps: f32,
+        rope: &Matrix,
+        kv: &mut KvLayer<DeviceBuf>,
+        inputs: &CudaInputs,
+        state: &SeqState<DeviceBuf>,
+        plan: &AttnPlan,
+        spec: &AttnSpec,
+    ) -> Result<()> {
+        self.bind()?;
+        rope_attention::rope_attention(
+            self, out, qkv, q_norm, k_norm, eps, rope, kv, inputs, state, plan, spec,
+        )
     }
 
     fn act_mul(

@@ -81,6 +81,24 @@ pub(super) fn decode_rows(families: &Families, num_tokens: usize, num_seqs: usiz
     }
 }
 
+/// Sizes of the decode clusters that may share a job, largest first.
+pub(super) const CLUSTER_CTAS: [u32; 4] = [8, 4, 2, 1];
+
+/// How decode's grid is made up: CTAs of a cluster, and of the grid.
+///
+/// The largest clusters of which the device holds one for each job at once: what a job's CTAs exchange then stays inside
+/// of a cluster, where that is quick. Whether a step's work goes to clusters is for the plan to say, which sees the
+/// lengths. `resident[i]` is how many clusters of `CLUSTER_CTAS[i]` the device holds, none where it has no clusters.
+pub(super) fn decode_grid(resident: &[u32; 4], num_jobs: usize, num_ctas: u32) -> (u32, u32) {
+    let grids = CLUSTER_CTAS.iter().zip(resident);
+    let fitting = grids.filter(|&(_, &clusters)| num_jobs <= clusters as usize);
+    match fitting.map(|(&ctas, &clusters)| (ctas, (clusters * ctas).min(num_ctas))).next() {
+        Some(grid) => grid,
+        None if resident[3] != 0 => (1, num_ctas),
+        None => (0, num_ctas),
+    }
+}
+
 /// At least as many tiles of `tile_rows` query rows as prefill needs for a step of these sizes.
 ///
 /// A sequence wastes at most one tile, and one that prefill takes has more than `decode_rows` rows.
