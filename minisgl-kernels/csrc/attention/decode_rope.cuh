@@ -111,13 +111,7 @@ struct DecodeRope {
         }
 #pragma unroll
         for (int c = 0; c < kKChunks / 2; ++c) {
-            uint4& low = queries[c];
-            uint4& high = queries[c + kKChunks / 2];
-            const uint32_t at = 32 * c + 8 * t;
-            turn_pairs(low.x, high.x, at, scale);
-            turn_pairs(low.y, high.y, at + 2, scale);
-            turn_pairs(low.z, high.z, at + 4, scale);
-            turn_pairs(low.w, high.w, at + 6, scale);
+            turn_chunk(queries[c], queries[c + kKChunks / 2], 32 * c + 8 * t, scale);
         }
     }
 
@@ -183,14 +177,29 @@ struct DecodeRope {
         *reinterpret_cast<uint32_t*>(to + kHalf) = row.high;
     }
 
-    // Two neighbouring elements of each half, `at` of the half.
-    __device__ void turn_pairs(uint32_t& low, uint32_t& high, uint32_t at, float scale) const {
-        const float2 c = *reinterpret_cast<const float2*>(angles + at);
-        const float2 s = *reinterpret_cast<const float2*>(angles + kHalf + at);
+    // Eight neighbouring elements of each half, from element `at` of the half on.
+    __device__ void turn_chunk(uint4& low, uint4& high, uint32_t at, float scale) const {
+        const float4 c[2] = {*reinterpret_cast<const float4*>(angles + at),
+                             *reinterpret_cast<const float4*>(angles + at + 4)};
+        const float4 s[2] = {*reinterpret_cast<const float4*>(angles + kHalf + at),
+                             *reinterpret_cast<const float4*>(angles + kHalf + at + 4)};
+        uint4 low_norm = {}, high_norm = {};
+        if (params.q_norm != nullptr) {
+            low_norm = *reinterpret_cast<const uint4*>(norms + at);
+            high_norm = *reinterpret_cast<const uint4*>(norms + kHalf + at);
+        }
+        turn_pair(low.x, high.x, low_norm.x, high_norm.x, {c[0].x, c[0].y}, {s[0].x, s[0].y}, scale);
+        turn_pair(low.y, high.y, low_norm.y, high_norm.y, {c[0].z, c[0].w}, {s[0].z, s[0].w}, scale);
+        turn_pair(low.z, high.z, low_norm.z, high_norm.z, {c[1].x, c[1].y}, {s[1].x, s[1].y}, scale);
+        turn_pair(low.w, high.w, low_norm.w, high_norm.w, {c[1].z, c[1].w}, {s[1].z, s[1].w}, scale);
+    }
+
+    __device__ void turn_pair(uint32_t& low, uint32_t& high, uint32_t low_norm, uint32_t high_norm, float2 c, float2 s,
+                              float scale) const {
         float2 x = unpack_pair<T>(low), y = unpack_pair<T>(high);
         if (params.q_norm != nullptr) {
-            scale_pair(x, norms + at, scale);
-            scale_pair(y, norms + kHalf + at, scale);
+            scale_pair(x, low_norm, scale);
+            scale_pair(y, high_norm, scale);
         }
         rotate(x, y, c, s);
         low = pack_pair<T>(x.x, x.y);
@@ -210,16 +219,16 @@ struct DecodeRope {
         }
         if (at >= kHalf) return;
         if (params.k_norm != nullptr) {
-            scale_pair(x, norms + kHeadDim + at, scale);
-            scale_pair(y, norms + kHeadDim + kHalf + at, scale);
+            scale_pair(x, *reinterpret_cast<const uint32_t*>(norms + kHeadDim + at), scale);
+            scale_pair(y, *reinterpret_cast<const uint32_t*>(norms + kHeadDim + kHalf + at), scale);
         }
         rotate(x, y, *reinterpret_cast<const float2*>(angles + at), *reinterpret_cast<const float2*>(angles + kHalf + at));
         row.low = pack_pair<T>(x.x, x.y);
         row.high = pack_pair<T>(y.x, y.y);
     }
 
-    __device__ static void scale_pair(float2& x, const T* norm, float scale) {
-        const float2 weight = unpack_pair<T>(*reinterpret_cast<const uint32_t*>(norm));
+    __device__ static void scale_pair(float2& x, uint32_t norm, float scale) {
+        const float2 weight = unpack_pair<T>(norm);
         x.x *= scale * weight.x;
         x.y *= scale * weight.y;
     }

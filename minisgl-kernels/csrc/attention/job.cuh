@@ -98,7 +98,7 @@ __device__ inline uint32_t piece_slot(const msgl_attention_params& params, const
         min(max(piece * kPieceTokens + threadIdx.x % kPieceTokens, first_visible(seq.kv_len - seq.q_len, sizes.window)),
             seq.kv_len - 1);
     const uint32_t page_shift = __ffs(params.page_size) - 1;
-    const uint32_t page = __ldcg(params.page_table + size_t{seq.row} * params.max_pages + (position >> page_shift));
+    const uint32_t page = __ldg(params.page_table + size_t{seq.row} * params.max_pages + (position >> page_shift));
     return limit_slot(params, (page << page_shift) | (position & (params.page_size - 1)));
 }
 

@@ -4,10 +4,10 @@
 mod tuning;
 
 use super::bindings::{
-    msgl_attention_clusters, msgl_attention_ctas_per_sm, msgl_attention_decode, msgl_attention_heads_per_job, msgl_attention_kernel,
-    msgl_attention_params, msgl_attention_plain, msgl_attention_plan, msgl_attention_plan_bytes,
-    msgl_attention_plan_params, msgl_attention_prefill, msgl_attention_sizes, msgl_attention_tile_rows,
-    msgl_dtype, msgl_has_rope_attention,
+    msgl_attention_clusters, msgl_attention_ctas_per_sm, msgl_attention_decode, msgl_attention_heads_per_job,
+    msgl_attention_kernel, msgl_attention_params, msgl_attention_plain, msgl_attention_plan,
+    msgl_attention_plan_bytes, msgl_attention_plan_params, msgl_attention_prefill, msgl_attention_sizes,
+    msgl_attention_tile_rows, msgl_dtype, msgl_has_rope_attention,
 };
 use super::memory::DeviceBuf;
 use super::options::AttnKernel;
@@ -134,7 +134,8 @@ impl AttnPlan {
         let decode_rows = tuning::decode_rows(families, num_tokens, num_seqs);
         check::below(OP, "tiles", self.num_tiles(inputs, decode_rows), self.sizes.max_tiles as usize + 1)?;
         let num_jobs = num_seqs * self.jobs_per_token();
-        let (cluster_ctas, decode_ctas) = tuning::decode_grid(&self.clusters, num_jobs, self.sizes.decode_ctas);
+        let (cluster_ctas, decode_ctas) =
+            tuning::decode_grid(&self.clusters, num_jobs, self.sizes.decode_ctas);
         Ok(msgl_attention_sizes { decode_rows, cluster_ctas, decode_ctas, ..self.sizes })
     }
 
