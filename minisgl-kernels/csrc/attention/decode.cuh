@@ -207,6 +207,7 @@ __device__ __forceinline__ void decode(const msgl_attention_params& params, cons
     grid_launch_next();
     const PlanView view = plan_view(params.sizes, params.plan);
     const DecodeStart start(view, params.sizes);
+    Rope rope(rope_params, rope_shared, warp);
 
 #if __CUDA_ARCH__ >= 900
     if (start.is_clustered && blockIdx.x < start.active_ctas) cluster_arrive();
@@ -236,20 +237,20 @@ __device__ __forceinline__ void decode(const msgl_attention_params& params, cons
 #pragma unroll
         for (int h = 0; h < Shape::kHeads; ++h) Head::load_queries(params, of, sizes, h, queries[h]);
     };
-    if constexpr (!Rope::kIsFused) load_queries(cursor);
+    if constexpr (Rope::kIsFused) {
+        rope.load_angles(cursor.seq);
+    } else {
+        load_queries(cursor);
+    }
     DecodeReader<T, kHeadDim> reader(params, view, sizes, cursor, warp,
                                      shared_address(dynamic_shared) + warp * Shape::kDepth * Shape::kStageBytes,
                                      shared_address(&barriers[warp * Shape::kDepth]));
 #pragma unroll
     for (int i = 0; i < Shape::kDepth; ++i) reader.copy();
-    Rope rope(rope_params, rope_shared, warp);
     if constexpr (Rope::kIsFused) {
-        rope.load_angles(cursor.seq);
-        rope.keep_angles();
-        // The norms are there.
-        __syncthreads();
         grid_wait();
         load_queries(cursor);
+        rope.keep_angles();
     }
 
     bool has_next;

@@ -57,7 +57,7 @@ struct DecodeRope {
     Row v[Shape::kHeads];
     uint32_t new_slot;
 
-    // Everything that no kernel of this step writes. `shared` is kRopeBytes.
+    // Brings the norms, which all threads may read after the next barrier. `shared` is kRopeBytes.
     __device__ DecodeRope(const msgl_rope_store_kv_params* params_, char* shared, uint32_t warp)
         : params(*params_),
           angles(reinterpret_cast<float*>(shared) + warp * kHeadDim),

@@ -136,7 +136,7 @@ impl AttnPlan {
         let num_jobs = num_seqs * self.jobs_per_token();
         let (cluster_ctas, decode_ctas) =
             tuning::decode_grid(&self.clusters, num_jobs, self.sizes.decode_ctas);
-        Ok(msgl_attention_sizes { decode_rows, cluster_ctas, decode_ctas, ..self.sizes })
+        Ok(msgl_attention_sizes { decode_rows, decode_ctas, cluster_ctas, ..self.sizes })
     }
 
     /// Decode's jobs for a sequence of one query token: groups of KV heads x tiles of query rows.
