@@ -479,6 +479,31 @@ impl Backend for Naive {
         Ok(())
     }
 
+    fn rope_attention(
+        &mut self,
+        out: &mut Tensor<Vec<u8>>,
+        qkv: &mut Tensor<Vec<u8>>,
+        q_norm: Option<&Tensor<Vec<u8>>>,
+        k_norm: Option<&Tensor<Vec<u8>>>,
+        eps: f32,
+        rope: &Tensor<Vec<u8>>,
+        kv: &mut KvLayer<Vec<u8>>,
+        inputs: &NaiveInputs,
+        state: &SeqState<Vec<u8>>,
+        plan: &(),
+        spec: &AttnSpec,
+    ) -> Result<()> {
+        let (projected, before) = (qkv.buf.clone(), kv.v.buf.clone());
+        self.part().rope_store_kv(qkv, q_norm, k_norm, eps, rope, inputs, spec, kv)?;
+        if self.has(Fault::RopeAttentionRawQueries) {
+            qkv.buf = projected;
+        }
+        if self.has(Fault::RopeAttentionForgetsValue) {
+            kv.v.buf = before;
+        }
+        self.attention(out, qkv, kv, inputs, state, plan, spec)
+    }
+
     fn act_mul(
         &mut self,
         out: &mut Tensor<Vec<u8>>,
