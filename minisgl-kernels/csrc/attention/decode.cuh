@@ -210,7 +210,7 @@ __device__ __forceinline__ void decode(const msgl_attention_params& params, cons
     Rope rope(rope_params, rope_shared, warp);
 
 #if __CUDA_ARCH__ >= 900
-    if (start.is_clustered && blockIdx.x < start.active_ctas) cluster_arrive();
+    if (!Rope::kIsFused && start.is_clustered && blockIdx.x < start.active_ctas) cluster_arrive();
     if (threadIdx.x < Shape::kWarps * Shape::kDepth) mbarrier_init(shared_address(&barriers[threadIdx.x]), 1);
     mbarrier_init_fence();
 #endif
@@ -249,7 +249,7 @@ __device__ __forceinline__ void decode(const msgl_attention_params& params, cons
     for (int i = 0; i < Shape::kDepth; ++i) reader.copy();
     if constexpr (Rope::kIsFused) {
         grid_wait();
-        load_queries(cursor);
+        rope.load_queries(cursor, sizes);
         rope.keep_angles();
     }
 
@@ -261,8 +261,11 @@ __device__ __forceinline__ void decode(const msgl_attention_params& params, cons
         if constexpr (Rope::kIsFused) {
             has_new = rope.has_new(cursor, first);
             if (has_new) rope.load_new(cursor, sizes);
-#pragma unroll
-            for (int h = 0; h < Shape::kHeads; ++h) rope.turn(queries[h]);
+            rope.turn_queries(cursor, sizes, queries);
+#if __CUDA_ARCH__ >= 900
+            // From here on the others may send.
+            if (start.is_clustered) cluster_arrive();
+#endif
         }
 #pragma unroll
         for (int h = 0; h < Shape::kHeads; ++h) {
@@ -271,9 +274,11 @@ __device__ __forceinline__ void decode(const msgl_attention_params& params, cons
         JobCursor next = cursor;
         has_next = next.next(view, sizes);
         if (has_next) {
-            load_queries(next);
             if constexpr (Rope::kIsFused) {
+                rope.load_queries(next, sizes);
                 if (next.seq_idx != cursor.seq_idx) rope.load_angles(next.seq);
+            } else {
+                load_queries(next);
             }
         }
         for (uint32_t piece = first; piece < cursor.piece_end; piece += Shape::kWarps) {
@@ -415,8 +420,8 @@ uint32_t decode_clusters_dtype(uint32_t head_dim, uint32_t cluster_ctas) {
 template <typename T, int kHeadDim>
 int launch_decode_rope_head(const msgl_rope_attention_params& params, cudaStream_t stream) {
     using Shape = DecodeShape<kHeadDim>;
-    return launch_decode(decode_rope_kernel<T, kHeadDim>, Shape::kThreads, Shape::kSharedBytes + Shape::kRopeBytes,
-                         Shape::kClusterBytes, params.attention.sizes, params, stream);
+    return launch_decode(decode_rope_kernel<T, kHeadDim>, Shape::kThreads, Shape::kSharedBytes + Shape::kRopeSharedBytes,
+                         0, params.attention.sizes, params, stream);
 }
 
 template <typename T>
@@ -433,7 +438,7 @@ template <typename T>
 uint32_t decode_rope_clusters_dtype(uint32_t head_dim, uint32_t cluster_ctas) {
     const auto clusters = [&](auto kernel, auto shape) {
         using Shape = decltype(shape);
-        constexpr uint32_t kBytes = Shape::kSharedBytes + Shape::kRopeBytes + Shape::kClusterBytes;
+        constexpr uint32_t kBytes = Shape::kSharedBytes + Shape::kRopeSharedBytes;
         return resident_clusters(kernel, Shape::kThreads, kBytes, cluster_ctas);
     };
     switch (head_dim) {

@@ -2,8 +2,8 @@
 // a sequence. As a kernel of its own it is microseconds of latency a layer, and it would stand between the projection
 // and the copies of K and V, which need nothing of it.
 //
-// Queries are normed and rotated in registers, by every warp that multiplies them: a quad holds a row, a thread both
-// elements of a rotation (Su et al. 2021, half-split). The new row of K and V is computed by the warp that has the last
+// Queries are normed and rotated by every warp that multiplies them, a row at a time, with both elements of a rotation
+// (Su et al. 2021, half-split) in one lane; they go through shared memory into the layout of the MMA. The new row of K and V is computed by the warp that has the last
 // piece of its job, with the arithmetic of rope_store_kv, so that the stored bits are the same: it puts the row into
 // the piece in shared memory, in place of what was copied there before it existed, and stores it at its slot.
 #pragma once
@@ -42,9 +42,13 @@ struct DecodeRope {
     static constexpr int kKChunks = kHeadDim / 32;
     // Neighbouring elements of the rotation table that a lane brings.
     static constexpr int kAngles = kHeadDim / 32;
-    static_assert(kHeadDim == 64 || kHeadDim == 128, "a lane has 2 elements of each half of a row, or none");
+    // Lanes that share a row, and rows that a warp has at once.
+    static constexpr int kRowLanes = kHalf / 2;
+    static constexpr int kRowsAtOnce = 32 / kRowLanes;
+    static constexpr int kPasses = Shape::kHeads * kJobRows / kRowsAtOnce;
+    static_assert(kHeadDim == 64 || kHeadDim == 128, "whole rows in a warp");
 
-    // The lane's elements of a projected row, 2 neighbours of each half.
+    // A lane's elements of a row: 2 neighbours of each half.
     struct Row {
         uint32_t low, high;
     };
@@ -52,7 +56,9 @@ struct DecodeRope {
     const msgl_rope_store_kv_params& params;
     float* angles;         // [kHeadDim] of the warp, in shared memory: cosines, sines
     const T* norms;        // [2][kHeadDim] in shared memory: of queries, of keys
+    uint32_t turned;       // shared memory of the warp: queries on their way from rows to fragments
     float next[kAngles];   // on their way to `angles`
+    Row q[kPasses];        // of the job, or of the next one, as they were projected
     Row k[Shape::kHeads];  // of the sequence's new position
     Row v[Shape::kHeads];
     uint32_t new_slot;
@@ -61,7 +67,8 @@ struct DecodeRope {
     __device__ DecodeRope(const msgl_rope_store_kv_params* params_, char* shared, uint32_t warp)
         : params(*params_),
           angles(reinterpret_cast<float*>(shared) + warp * kHeadDim),
-          norms(reinterpret_cast<const T*>(shared + Shape::kWarps * Shape::kAnglesBytes)) {
+          norms(reinterpret_cast<const T*>(shared + Shape::kWarps * Shape::kAnglesBytes)),
+          turned(shared_address(shared) + Shape::kRopeBytes + warp * Shape::kTurnedBytes) {
         uint32_t* to = reinterpret_cast<uint32_t*>(shared + Shape::kWarps * Shape::kAnglesBytes);
         for (uint32_t i = threadIdx.x; i < kHeadDim; i += Shape::kThreads) {
             const void* norm = i < kHalf ? params.q_norm : params.k_norm;
@@ -90,28 +97,47 @@ struct DecodeRope {
         __syncwarp();
     }
 
-    // Norms and rotates queries in the layout of DecodeHead::load_queries.
-    __device__ void turn(uint4 (&queries)[kKChunks]) const {
-        const uint32_t t = threadIdx.x % 4;
-        float scale = 1.0f;
-        if (params.q_norm != nullptr) {
-            float sum = 0.0f;
+    // Starts to bring a job's queries.
+    __device__ void load_queries(const JobCursor& cursor, const JobSizes& sizes) {
+        const uint32_t num_rows = cursor.num_rows(sizes), num_heads = cursor.num_heads(sizes);
+        const uint32_t num_all = params.num_heads + 2 * params.num_kv_heads;
+        const T* token = static_cast<const T*>(params.qkv) + size_t{cursor.seq.q_start} * num_all * kHeadDim;
+        const uint32_t first = cursor.first_head * sizes.group + cursor.first_row;
+#pragma unroll
+        for (int pass = 0; pass < kPasses; ++pass) {
+            const uint32_t row = pass_row(pass), head = pass_head(pass);
+            q[pass] = {};
+            if (row < num_rows && head < num_heads) {
+                q[pass] = load_row(token + (first + head * sizes.group + row) * kHeadDim);
+            }
+        }
+    }
+
+    // Norms and rotates them, into the layout of DecodeHead::load_queries.
+    __device__ void turn_queries(const JobCursor& cursor, const JobSizes& sizes,
+                                 uint4 (&queries)[Shape::kHeads][kKChunks]) {
+        const uint32_t num_rows = cursor.num_rows(sizes), num_heads = cursor.num_heads(sizes);
+        __syncwarp();
+#pragma unroll
+        for (int pass = 0; pass < kPasses; ++pass) {
+            // Of the pass's rows the first lane's is the lowest.
+            if (pass * kRowsAtOnce % kJobRows >= num_rows) continue;
+            turn(q[pass], 0, params.q_norm != nullptr);
+            const uint32_t to = turned + (pass * kRowsAtOnce + threadIdx.x % 32 / kRowLanes) * Shape::kTurnedStride +
+                                2 * lane_of_row() * sizeof(T);
+            store_shared_4(to, q[pass].low);
+            store_shared_4(to + kHalf * sizeof(T), q[pass].high);
+        }
+        __syncwarp();
+        const uint32_t g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
+#pragma unroll
+        for (int h = 0; h < Shape::kHeads; ++h) {
 #pragma unroll
             for (int c = 0; c < kKChunks; ++c) {
-                const uint32_t words[4] = {queries[c].x, queries[c].y, queries[c].z, queries[c].w};
-#pragma unroll
-                for (uint32_t word : words) {
-                    const float2 x = unpack_pair<T>(word);
-                    sum += x.x * x.x + x.y * x.y;
-                }
+                const bool is_query = g < num_rows && h < num_heads;
+                const uint32_t from = turned + (h * kJobRows + g) * Shape::kTurnedStride + (32 * c + 8 * t) * sizeof(T);
+                queries[h][c] = is_query ? load_shared_16(from) : uint4{};
             }
-            sum += __shfl_xor_sync(~0u, sum, 1);
-            sum += __shfl_xor_sync(~0u, sum, 2);
-            scale = rsqrtf(sum / kHeadDim + params.eps);
-        }
-#pragma unroll
-        for (int c = 0; c < kKChunks / 2; ++c) {
-            turn_chunk(queries[c], queries[c + kKChunks / 2], 32 * c + 8 * t, scale);
         }
     }
 
@@ -124,45 +150,42 @@ struct DecodeRope {
 
     // Starts to bring the new rows of the job's KV heads, as they were projected.
     __device__ void load_new(const JobCursor& cursor, const JobSizes& sizes) {
-        const uint32_t lane = threadIdx.x % 32, token = cursor.seq.q_start;
-        const uint32_t num_all = params.num_heads + 2 * params.num_kv_heads;
+        const uint32_t token = cursor.seq.q_start, num_all = params.num_heads + 2 * params.num_kv_heads;
         const T* row = static_cast<const T*>(params.qkv) + size_t{token} * num_all * kHeadDim;
         new_slot = __ldg(params.slots + token);
 #pragma unroll
         for (int h = 0; h < Shape::kHeads; ++h) {
             k[h] = v[h] = {};
-            if (h >= cursor.num_heads(sizes) || 2 * lane >= kHalf) continue;
-            const T* key = row + (params.num_heads + cursor.first_head + h) * kHeadDim + 2 * lane;
-            const T* value = key + params.num_kv_heads * kHeadDim;
-            k[h] = {*reinterpret_cast<const uint32_t*>(key), *reinterpret_cast<const uint32_t*>(key + kHalf)};
-            v[h] = {*reinterpret_cast<const uint32_t*>(value), *reinterpret_cast<const uint32_t*>(value + kHalf)};
+            if (h >= cursor.num_heads(sizes)) continue;
+            const T* key = row + (params.num_heads + cursor.first_head + h) * kHeadDim;
+            k[h] = load_row(key);
+            v[h] = load_row(key + params.num_kv_heads * kHeadDim);
         }
     }
 
     // Norms and rotates the new keys, stores the new rows at their slot and puts them into the piece at `stage`, in place
     // of every copy of the position's row (piece_slot).
     __device__ void put_new(const JobCursor& cursor, const JobSizes& sizes, uint32_t stage) {
-        const uint32_t lane = threadIdx.x % 32, newest = cursor.seq.kv_len - 1;
+        const uint32_t newest = cursor.seq.kv_len - 1;
         const bool is_alone = first_visible(newest, sizes.window) == newest;
         const uint32_t first_row = is_alone ? 0 : newest % kPieceTokens;
-        const bool has_elements = 2 * lane < kHalf;
 #pragma unroll
         for (int h = 0; h < Shape::kHeads; ++h) {
             if (h >= cursor.num_heads(sizes)) continue;
-            turn_key(k[h]);
-            if (!has_elements) continue;
-            const uint32_t at = (h * kHeadDim + 2 * lane) * sizeof(T);
-            for (uint32_t row = first_row; row < kPieceTokens; ++row) {
+            // All groups of lanes that share a row have this one.
+            turn(k[h], kHeadDim, params.k_norm != nullptr);
+            const uint32_t at = (h * kHeadDim + 2 * lane_of_row()) * sizeof(T);
+            for (uint32_t row = first_row + threadIdx.x % 32 / kRowLanes; row < kPieceTokens; row += kRowsAtOnce) {
                 store_shared_4(stage + row * Shape::kKStride + at, k[h].low);
                 store_shared_4(stage + row * Shape::kKStride + at + kHalf * sizeof(T), k[h].high);
                 store_shared_4(stage + Shape::kVOffset + row * Shape::kVStride + at, v[h].low);
                 store_shared_4(stage + Shape::kVOffset + row * Shape::kVStride + at + kHalf * sizeof(T), v[h].high);
             }
             // Where a KV head has several tiles of query rows, the first stores.
-            if (cursor.first_row == 0 && new_slot < params.num_slots) {
-                const size_t to = (size_t{new_slot} * params.num_kv_heads + cursor.first_head + h) * kHeadDim + 2 * lane;
-                store_global(params.k, to, k[h]);
-                store_global(params.v, to, v[h]);
+            if (cursor.first_row == 0 && new_slot < params.num_slots && threadIdx.x % 32 < kRowLanes) {
+                const size_t to = (size_t{new_slot} * params.num_kv_heads + cursor.first_head + h) * kHeadDim;
+                store_row(static_cast<T*>(params.k) + to, k[h]);
+                store_row(static_cast<T*>(params.v) + to, v[h]);
             }
         }
         __syncwarp();
@@ -171,56 +194,38 @@ struct DecodeRope {
     }
 
   private:
-    __device__ static void store_global(void* storage, size_t at, const Row& row) {
-        T* to = static_cast<T*>(storage) + at;
-        *reinterpret_cast<uint32_t*>(to) = row.low;
-        *reinterpret_cast<uint32_t*>(to + kHalf) = row.high;
+    __device__ static uint32_t lane_of_row() { return threadIdx.x % kRowLanes; }
+
+    // Query row and KV head of the job that a lane has in a pass.
+    __device__ static uint32_t pass_row(int pass) {
+        return (pass * kRowsAtOnce + threadIdx.x % 32 / kRowLanes) % kJobRows;
+    }
+    __device__ static constexpr uint32_t pass_head(int pass) { return pass * kRowsAtOnce / kJobRows; }
+
+    __device__ static Row load_row(const T* row) {
+        const T* from = row + 2 * lane_of_row();
+        return {*reinterpret_cast<const uint32_t*>(from), *reinterpret_cast<const uint32_t*>(from + kHalf)};
     }
 
-    // Eight neighbouring elements of each half, from element `at` of the half on.
-    __device__ void turn_chunk(uint4& low, uint4& high, uint32_t at, float scale) const {
-        const float4 c[2] = {*reinterpret_cast<const float4*>(angles + at),
-                             *reinterpret_cast<const float4*>(angles + at + 4)};
-        const float4 s[2] = {*reinterpret_cast<const float4*>(angles + kHalf + at),
-                             *reinterpret_cast<const float4*>(angles + kHalf + at + 4)};
-        uint4 low_norm = {}, high_norm = {};
-        if (params.q_norm != nullptr) {
-            low_norm = *reinterpret_cast<const uint4*>(norms + at);
-            high_norm = *reinterpret_cast<const uint4*>(norms + kHalf + at);
-        }
-        turn_pair(low.x, high.x, low_norm.x, high_norm.x, {c[0].x, c[0].y}, {s[0].x, s[0].y}, scale);
-        turn_pair(low.y, high.y, low_norm.y, high_norm.y, {c[0].z, c[0].w}, {s[0].z, s[0].w}, scale);
-        turn_pair(low.z, high.z, low_norm.z, high_norm.z, {c[1].x, c[1].y}, {s[1].x, s[1].y}, scale);
-        turn_pair(low.w, high.w, low_norm.w, high_norm.w, {c[1].z, c[1].w}, {s[1].z, s[1].w}, scale);
+    __device__ static void store_row(T* row, const Row& x) {
+        T* to = row + 2 * lane_of_row();
+        *reinterpret_cast<uint32_t*>(to) = x.low;
+        *reinterpret_cast<uint32_t*>(to + kHalf) = x.high;
     }
 
-    __device__ void turn_pair(uint32_t& low, uint32_t& high, uint32_t low_norm, uint32_t high_norm, float2 c, float2 s,
-                              float scale) const {
-        float2 x = unpack_pair<T>(low), y = unpack_pair<T>(high);
-        if (params.q_norm != nullptr) {
-            scale_pair(x, low_norm, scale);
-            scale_pair(y, high_norm, scale);
-        }
-        rotate(x, y, c, s);
-        low = pack_pair<T>(x.x, x.y);
-        high = pack_pair<T>(y.x, y.y);
-    }
-
-    __device__ void turn_key(Row& row) const {
-        const uint32_t at = threadIdx.x % 32 * 2;
+    // Norms and rotates a row in the lanes that share it, as rope_store_kv does. `norm`: where its weights begin.
+    __device__ void turn(Row& row, uint32_t norm, bool has_norm) const {
+        const uint32_t at = 2 * lane_of_row();
         float2 x = unpack_pair<T>(row.low), y = unpack_pair<T>(row.high);
-        float scale = 1.0f;
-        if (params.k_norm != nullptr) {
+        if (has_norm) {
             float sum = 0.0f;
             sum += x.x * x.x + y.x * y.x;
             sum += x.y * x.y + y.y * y.y;
-            for (int offset = 16; offset > 0; offset /= 2) sum += __shfl_xor_sync(~0u, sum, offset);
-            scale = rsqrtf(sum / kHeadDim + params.eps);
-        }
-        if (at >= kHalf) return;
-        if (params.k_norm != nullptr) {
-            scale_pair(x, *reinterpret_cast<const uint32_t*>(norms + kHeadDim + at), scale);
-            scale_pair(y, *reinterpret_cast<const uint32_t*>(norms + kHeadDim + kHalf + at), scale);
+#pragma unroll
+            for (int offset = kRowLanes / 2; offset > 0; offset /= 2) sum += __shfl_xor_sync(~0u, sum, offset);
+            const float scale = rsqrtf(sum / kHeadDim + params.eps);
+            scale_pair(x, *reinterpret_cast<const uint32_t*>(norms + norm + at), scale);
+            scale_pair(y, *reinterpret_cast<const uint32_t*>(norms + norm + kHalf + at), scale);
         }
         rotate(x, y, *reinterpret_cast<const float2*>(angles + at), *reinterpret_cast<const float2*>(angles + kHalf + at));
         row.low = pack_pair<T>(x.x, x.y);

@@ -32,6 +32,11 @@ struct DecodeShape {
     // Each warp keeps its sequence's row of the rotation table; the CTA the weights of both norms (decode_rope.cuh).
     static constexpr int kAnglesBytes = kHeadDim * 4;
     static constexpr int kRopeBytes = kWarps * kAnglesBytes + 2 * kHeadBytes;
+    // Each warp's queries on their way into the layout of the MMA, in the place of what a cluster sends: a job of a
+    // cluster is the CTA's only one.
+    static constexpr int kTurnedStride = k_row_stride(kHeadBytes);
+    static constexpr int kTurnedBytes = kMergeRows * kTurnedStride;
+    static constexpr int kRopeSharedBytes = kRopeBytes + (kWarps * kTurnedBytes > kClusterBytes ? kWarps * kTurnedBytes : kClusterBytes);
     // What every launch has; behind it come the rope bytes and, where work may go to clusters, the cluster bytes.
     static constexpr int kSharedBytes = kRingBytes + kMergeBytes;
 };
