@@ -4,134 +4,13 @@
 // with an online softmax of its own (decode_head.cuh). At a job's end each leaves its rows in shared memory and goes
 // on; the last to arrive merges them, in the warps' order. Waiting for each other instead would let the rings run full
 // and the memory idle, once a job.
-//
-// A warp copies rows into a ring of its own, with one bulk copy a row where the chip has them and with cp.async
-// elsewhere, and so waits for nothing but its own copies. Bulk copies ask L2 for whole rows: by cp.async the same bytes
-// were twice as many L2 sectors, and L2, not HBM, was the limit. The copy engine takes about 5 ns for each copy
-// whatever its size, so heads of 64 are read in pairs, which makes rows of 256 bytes of them too.
 #pragma once
 #include "decode_cluster.cuh"
+#include "decode_reader.cuh"
 #include "decode_rope.cuh"
-#include "decode_shape.cuh"
-#include "launch.cuh"
-#include "ptx/bulk.cuh"
-#include "ptx/cp_async.cuh"
 #include "ptx/grid.cuh"
-#include "ptx/mbarrier.cuh"
 
 namespace msgl {
-
-// Copies K and V of the warp's pieces, running ahead of the arithmetic.
-template <typename T, int kHeadDim>
-struct DecodeReader {
-    using Shape = DecodeShape<kHeadDim>;
-
-    const msgl_attention_params& params;
-    const PlanView& view;
-    const JobSizes& sizes;
-    JobCursor cursor;
-    uint32_t warp;
-    uint32_t ring;         // stage 0 of the warp
-    uint32_t barriers;     // of stage 0 of the warp
-    uint32_t piece;        // the next to copy
-    uint32_t slot = 0;     // of token lane % 16 of that piece
-    bool is_done = false;  // there is no such piece
-    uint32_t write_stage = 0;
-    uint32_t read_stage = 0;
-    uint32_t read_parity = 0;
-
-    __device__ DecodeReader(const msgl_attention_params& params, const PlanView& view, const JobSizes& sizes,
-                            const JobCursor& start, uint32_t warp, uint32_t ring, uint32_t barriers)
-        : params(params),
-          view(view),
-          sizes(sizes),
-          cursor(start),
-          warp(warp),
-          ring(ring),
-          barriers(barriers),
-          piece(first_of_warp(start, warp)) {
-        settle();
-        look_up();
-    }
-
-    // The warp's first piece of a job. Warps go on in turn from job to job, so that none always has one more.
-    __device__ static uint32_t first_of_warp(const JobCursor& cursor, uint32_t warp) {
-        return cursor.piece + (warp + cursor.left) % Shape::kWarps;
-    }
-
-    // Copies a piece, and looks up the slots of the one after it, which are needed a stage later.
-    __device__ void copy() {
-        if (!is_done) {
-            const uint32_t lane = threadIdx.x % 32;
-            const uint32_t stage = ring + write_stage * Shape::kStageBytes;
-            const uint32_t bytes = cursor.num_heads(sizes) * Shape::kHeadBytes;
-#if __CUDA_ARCH__ >= 900
-            const uint32_t barrier = barriers + write_stage * 8;
-            if (lane == 0) mbarrier_arrive_expect(barrier, 2 * kPieceTokens * bytes);
-            __syncwarp();
-            const uint32_t row = lane % kPieceTokens;
-            const bool is_k = lane < kPieceTokens;
-            bulk_copy(stage + (is_k ? row * Shape::kKStride : Shape::kVOffset + row * Shape::kVStride),
-                      source(is_k ? params.k : params.v, slot), bytes, barrier, kEvictFirst);
-#else
-            constexpr uint32_t kChunks = Shape::kRowBytes / 16;
-#pragma unroll
-            for (int i = 0; i < Shape::kRowBytes / 32; ++i) {
-                const uint32_t row = (i * 32 + lane) / kChunks, chunk = (i * 32 + lane) % kChunks;
-                const uint32_t row_slot = __shfl_sync(~0u, slot, row);
-                const bool is_head = chunk * 16 < bytes;
-                const uint32_t offset = is_head ? chunk * 8 : 0;
-                cp_async_16(stage + row * Shape::kKStride + chunk * 16, source(params.k, row_slot) + offset, is_head);
-                cp_async_16(stage + Shape::kVOffset + row * Shape::kVStride + chunk * 16,
-                            source(params.v, row_slot) + offset, is_head);
-            }
-#endif
-            write_stage = write_stage + 1 == Shape::kDepth ? 0 : write_stage + 1;
-            piece += Shape::kWarps;
-            settle();
-            look_up();
-        }
-#if __CUDA_ARCH__ < 900
-        cp_async_commit();
-#endif
-    }
-
-    // Waits for the oldest piece and returns its stage.
-    __device__ uint32_t wait() {
-#if __CUDA_ARCH__ >= 900
-        mbarrier_wait(barriers + read_stage * 8, read_parity);
-#else
-        cp_async_wait<Shape::kDepth - 1>();
-#endif
-        __syncwarp();
-        return ring + read_stage * Shape::kStageBytes;
-    }
-
-    // Gives the stage of the oldest piece back and copies another into it.
-    __device__ void release() {
-        __syncwarp();
-        read_stage = read_stage + 1 == Shape::kDepth ? 0 : read_stage + 1;
-        if (read_stage == 0) read_parity ^= 1;
-        copy();
-    }
-
-  private:
-    __device__ const T* source(const void* kv, uint32_t row_slot) const {
-        return static_cast<const T*>(kv) + (size_t{row_slot} * sizes.num_kv_heads + cursor.first_head) * kHeadDim;
-    }
-
-    // Goes to the job that holds the warp's next piece.
-    __device__ void settle() {
-        while (!is_done && piece >= cursor.piece_end) {
-            is_done = !cursor.next(view, sizes);
-            piece = first_of_warp(cursor, warp);
-        }
-    }
-
-    __device__ void look_up() {
-        if (!is_done) slot = piece_slot(params, cursor, sizes, piece);
-    }
-};
 
 // Merges the warps' rows of a job, in one warp. The result is the output, or where other CTAs have parts of the job a
 // partial one.
@@ -189,7 +68,8 @@ struct DecodeStart {
 // like any launch without the attribute. The slot of the new position is copied too, whatever it holds, and its copy
 // is replaced (DecodeRope::put_new).
 template <typename T, int kHeadDim, typename Rope>
-__device__ __forceinline__ void decode(const msgl_attention_params& params, const msgl_rope_store_kv_params* rope_params) {
+__device__ __forceinline__ void decode(const msgl_attention_params& params,
+                                       const msgl_rope_store_kv_params* rope_params) {
     using Shape = DecodeShape<kHeadDim>;
     extern __shared__ __align__(128) char dynamic_shared[];
     __shared__ float2 stats[Shape::kWarps * Shape::kMergeRows];
@@ -340,112 +220,6 @@ __global__ void __launch_bounds__(DecodeShape<kHeadDim>::kThreads, DecodeShape<k
 #if __CUDA_ARCH__ >= 900
     decode<T, kHeadDim, DecodeRope<T, kHeadDim>>(params.attention, &params.rope);
 #endif
-}
-
-// Allows a decode kernel what it needs at most. The same for all launches on a device: the limit belongs to the process,
-// and other threads set it too.
-template <typename Params>
-cudaError_t allow_decode_shared(void (*kernel)(Params), uint32_t bytes) {
-    return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
-}
-
-template <typename Params>
-int launch_decode(void (*kernel)(Params), uint32_t threads, uint32_t alone_bytes, uint32_t cluster_bytes,
-                  const msgl_attention_sizes& sizes, const Params& params, cudaStream_t stream) {
-    const uint32_t shared_bytes = alone_bytes + (sizes.cluster_ctas != 0 ? cluster_bytes : 0);
-    const cudaError_t status = allow_decode_shared(kernel, shared_bytes);
-    if (status != cudaSuccess) return status;
-    if (sizes.cluster_ctas > 1) {
-        launch_overlapped_clusters(kernel, sizes.decode_ctas, sizes.cluster_ctas, threads, shared_bytes, stream, params);
-    } else {
-        launch_overlapped(kernel, sizes.decode_ctas, threads, shared_bytes, stream, params);
-    }
-    return cudaGetLastError();
-}
-
-// How many clusters of a kernel the current device holds at once; 0 where it has no clusters.
-template <typename Params>
-uint32_t resident_clusters(void (*kernel)(Params), uint32_t threads, uint32_t shared_bytes, uint32_t cluster_ctas) {
-    cudaLaunchAttribute cluster = {};
-    cluster.id = cudaLaunchAttributeClusterDimension;
-    cluster.val.clusterDim.x = cluster_ctas;
-    cluster.val.clusterDim.y = cluster.val.clusterDim.z = 1;
-    cudaLaunchConfig_t config = {};
-    config.gridDim = cluster_ctas;
-    config.blockDim = threads;
-    config.dynamicSmemBytes = shared_bytes;
-    config.attrs = &cluster;
-    config.numAttrs = 1;
-    int count = 0;
-    if (allow_decode_shared(kernel, shared_bytes) != cudaSuccess ||
-        cudaOccupancyMaxActiveClusters(&count, kernel, &config) != cudaSuccess) {
-        cudaGetLastError();
-        return 0;
-    }
-    return count;
-}
-
-template <typename T, int kHeadDim>
-int launch_decode_head(const msgl_attention_params& params, cudaStream_t stream) {
-    using Shape = DecodeShape<kHeadDim>;
-    return launch_decode(decode_kernel<T, kHeadDim>, Shape::kThreads, Shape::kSharedBytes, Shape::kClusterBytes,
-                         params.sizes, params, stream);
-}
-
-template <typename T>
-int launch_decode_dtype(const msgl_attention_params& params, cudaStream_t stream) {
-    switch (params.sizes.head_dim) {
-        case 64: return launch_decode_head<T, 64>(params, stream);
-        case 96: return launch_decode_head<T, 96>(params, stream);
-        case 128: return launch_decode_head<T, 128>(params, stream);
-        case 256: return launch_decode_head<T, 256>(params, stream);
-        default: return MSGL_ERROR_UNSUPPORTED;
-    }
-}
-
-// Of head sizes without a kernel that rotates.
-template <typename T>
-uint32_t decode_clusters_dtype(uint32_t head_dim, uint32_t cluster_ctas) {
-    const auto clusters = [&](auto kernel, auto shape) {
-        using Shape = decltype(shape);
-        return resident_clusters(kernel, Shape::kThreads, Shape::kSharedBytes + Shape::kClusterBytes, cluster_ctas);
-    };
-    switch (head_dim) {
-        case 96: return clusters(decode_kernel<T, 96>, DecodeShape<96>{});
-        case 256: return clusters(decode_kernel<T, 256>, DecodeShape<256>{});
-        default: return 0;
-    }
-}
-
-template <typename T, int kHeadDim>
-int launch_decode_rope_head(const msgl_rope_attention_params& params, cudaStream_t stream) {
-    using Shape = DecodeShape<kHeadDim>;
-    return launch_decode(decode_rope_kernel<T, kHeadDim>, Shape::kThreads, Shape::kSharedBytes + Shape::kRopeSharedBytes,
-                         0, params.attention.sizes, params, stream);
-}
-
-template <typename T>
-int launch_decode_rope_dtype(const msgl_rope_attention_params& params, cudaStream_t stream) {
-    switch (params.attention.sizes.head_dim) {
-        case 64: return launch_decode_rope_head<T, 64>(params, stream);
-        case 128: return launch_decode_rope_head<T, 128>(params, stream);
-        default: return MSGL_ERROR_UNSUPPORTED;
-    }
-}
-
-// Of those that have one: it needs the most shared memory.
-template <typename T>
-uint32_t decode_rope_clusters_dtype(uint32_t head_dim, uint32_t cluster_ctas) {
-    const auto clusters = [&](auto kernel, auto shape) {
-        using Shape = decltype(shape);
-        constexpr uint32_t kBytes = Shape::kSharedBytes + Shape::kRopeSharedBytes;
-        return resident_clusters(kernel, Shape::kThreads, kBytes, cluster_ctas);
-    };
-    switch (head_dim) {
-        case 64: return clusters(decode_rope_kernel<T, 64>, DecodeShape<64>{});
-        case 128: return clusters(decode_rope_kernel<T, 128>, DecodeShape<128>{});
-        default: return 0;
-    }
 }
 
 }  // namespace msgl

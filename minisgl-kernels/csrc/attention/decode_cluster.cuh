@@ -1,7 +1,7 @@
 // A decode job that the CTAs of a cluster share: each merges its warps' rows and pushes them, in equal shares, into the
 // shared memory of the CTAs of the cluster, which each add up their share in the order of the ranks. Through global
-// memory the same costs a fence, an atomic count and a second pass over what was just written, which is most of the time
-// of a short sequence's attention.
+// memory the same costs a fence, an atomic count and a second pass over what was just written, which is most of the
+// time of a short sequence's attention.
 #pragma once
 #include "decode_shape.cuh"
 #include "job.cuh"

@@ -3,12 +3,14 @@
 // and the copies of K and V, which need nothing of it.
 //
 // Queries are normed and rotated by every warp that multiplies them, a row at a time, with both elements of a rotation
-// (Su et al. 2021, half-split) in one lane; they go through shared memory into the layout of the MMA. The new row of K and V is computed by the warp that has the last
-// piece of its job, with the arithmetic of rope_store_kv, so that the stored bits are the same: it puts the row into
-// the piece in shared memory, in place of what was copied there before it existed, and stores it at its slot.
+// (Su et al. 2021, half-split) in one lane; they go through shared memory into the layout of the MMA. The new row of K
+// and V is computed by the warp that has the last piece of its job, with the arithmetic of rope_store_kv, so that the
+// stored bits are the same: it puts the row into the piece in shared memory, in place of what was copied there before
+// it existed, and stores it at its slot.
 #pragma once
 #include "decode_shape.cuh"
 #include "job.cuh"
+#include "ptx/cp_async.cuh"
 #include "ptx/proxy.cuh"
 
 namespace msgl {
@@ -163,8 +165,8 @@ struct DecodeRope {
         }
     }
 
-    // Norms and rotates the new keys, stores the new rows at their slot and puts them into the piece at `stage`, in place
-    // of every copy of the position's row (piece_slot).
+    // Norms and rotates the new keys, stores the new rows at their slot and puts them into the piece at `stage`, in
+    // place of every copy of the position's row (piece_slot).
     __device__ void put_new(const JobCursor& cursor, const JobSizes& sizes, uint32_t stage) {
         const uint32_t newest = cursor.seq.kv_len - 1;
         const bool is_alone = first_visible(newest, sizes.window) == newest;
@@ -227,7 +229,9 @@ struct DecodeRope {
             scale_pair(x, *reinterpret_cast<const uint32_t*>(norms + norm + at), scale);
             scale_pair(y, *reinterpret_cast<const uint32_t*>(norms + norm + kHalf + at), scale);
         }
-        rotate(x, y, *reinterpret_cast<const float2*>(angles + at), *reinterpret_cast<const float2*>(angles + kHalf + at));
+        const float2 c = *reinterpret_cast<const float2*>(angles + at);
+        const float2 s = *reinterpret_cast<const float2*>(angles + kHalf + at);
+        rotate(x, y, c, s);
         row.low = pack_pair<T>(x.x, x.y);
         row.high = pack_pair<T>(y.x, y.y);
     }

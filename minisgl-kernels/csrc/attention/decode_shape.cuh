@@ -36,7 +36,8 @@ struct DecodeShape {
     // cluster is the CTA's only one.
     static constexpr int kTurnedStride = k_row_stride(kHeadBytes);
     static constexpr int kTurnedBytes = kMergeRows * kTurnedStride;
-    static constexpr int kRopeSharedBytes = kRopeBytes + (kWarps * kTurnedBytes > kClusterBytes ? kWarps * kTurnedBytes : kClusterBytes);
+    static constexpr int kRopeSharedBytes =
+        kRopeBytes + (kWarps * kTurnedBytes > kClusterBytes ? kWarps * kTurnedBytes : kClusterBytes);
     // What every launch has; behind it come the rope bytes and, where work may go to clusters, the cluster bytes.
     static constexpr int kSharedBytes = kRingBytes + kMergeBytes;
 };

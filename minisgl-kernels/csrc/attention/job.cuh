@@ -48,7 +48,10 @@ struct JobCursor {
     JobCursor() = default;
 
     __device__ JobCursor(const PlanView& view, const PlanBucket& bucket, const JobSizes& sizes)
-        : seq(bucket.seq), next_seq(load_seq(view, bucket.seq_idx + 1)), seq_idx(bucket.seq_idx), left(bucket.num_pieces) {
+        : seq(bucket.seq),
+          next_seq(load_seq(view, bucket.seq_idx + 1)),
+          seq_idx(bucket.seq_idx),
+          left(bucket.num_pieces) {
         const uint32_t tiles = div_up(seq.q_len * sizes.group, kJobRows);
         first_head = bucket.job / tiles * sizes.heads_per_job;
         first_row = bucket.job % tiles * kJobRows;
