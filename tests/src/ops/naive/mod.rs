@@ -378,6 +378,8 @@ impl Backend for Naive {
         if self.has(Fault::RopePositionOffByOne) {
             positions.iter_mut().for_each(|position| *position = position.saturating_sub(1));
         }
+        let num_positions = positions.iter().max().map_or(0, |&last| last as usize + 1);
+        room("rope_store_kv", "rope.rows", num_positions, rope.rows)?;
         let mut values = get(qkv, tokens);
         for t in 0..tokens {
             let row = &mut values[t * spec.qkv_cols()..][..spec.qkv_cols()];
