@@ -295,8 +295,9 @@ typedef struct msgl_attention_sizes {
   uint32_t max_tiles;      // prefill tiles (of all KV heads together 1) that the plan has room for
   uint32_t tile_rows;      // query rows of a prefill tile
   uint32_t decode_rows;    // most query rows of a sequence that decode takes; 0xffffffff: all
-  uint32_t decode_ctas;    // CTAs among which decode's work is cut
+  uint32_t decode_ctas;    // CTAs of decode that the plan has room for
   uint32_t heads_per_job;  // KV heads that one decode CTA reads together
+  uint32_t grid_ctas;      // CTAs of decode's grid, at most decode_ctas: its work is cut among them
   uint32_t cluster_ctas;   // CTAs of a decode cluster: 1, 2, 4 or 8; 0: work is always cut into ranges
 } msgl_attention_sizes;
 

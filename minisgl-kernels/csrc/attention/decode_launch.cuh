@@ -19,10 +19,10 @@ int launch_decode(void (*kernel)(Params), uint32_t threads, uint32_t alone_bytes
     const cudaError_t status = allow_decode_shared(kernel, shared_bytes);
     if (status != cudaSuccess) return status;
     if (sizes.cluster_ctas > 1) {
-        launch_overlapped_clusters(kernel, sizes.decode_ctas, sizes.cluster_ctas, threads, shared_bytes, stream,
+        launch_overlapped_clusters(kernel, sizes.grid_ctas, sizes.cluster_ctas, threads, shared_bytes, stream,
                                    params);
     } else {
-        launch_overlapped(kernel, sizes.decode_ctas, threads, shared_bytes, stream, params);
+        launch_overlapped(kernel, sizes.grid_ctas, threads, shared_bytes, stream, params);
     }
     return cudaGetLastError();
 }

@@ -143,7 +143,7 @@ int launch_decode_pages(const msgl_attention_params& params, cudaStream_t stream
     const auto kernel = decode_pages_kernel<T, kHeadDim>;
     const cudaError_t status = allow_shared_memory(kernel);
     if (status != cudaSuccess) return status;
-    launch_overlapped(kernel, params.sizes.decode_ctas, 32 * (params.sizes.heads_per_job + 1), shape.shared_bytes,
+    launch_overlapped(kernel, params.sizes.grid_ctas, 32 * (params.sizes.heads_per_job + 1), shape.shared_bytes,
                       stream, params);
     return cudaGetLastError();
 }

@@ -102,8 +102,8 @@ __device__ Cut cut_at(const PlanView& view, const PlanHeader& header, const msgl
 // kClusterSlack pieces a CTA longer than an even cut keeps every CTA. Clusters save the partial results' way through
 // memory, which takes as long as the pieces of this slack.
 __device__ bool fits_clusters(const msgl_attention_sizes& sizes, const Counts& all, uint32_t longest) {
-    return sizes.cluster_ctas != 0 && all.jobs != 0 && all.jobs * sizes.cluster_ctas <= sizes.decode_ctas &&
-           div_up(longest, sizes.cluster_ctas) <= all.pieces / sizes.decode_ctas + kClusterSlack;
+    return sizes.cluster_ctas != 0 && all.jobs != 0 && all.jobs * sizes.cluster_ctas <= sizes.grid_ctas &&
+           div_up(longest, sizes.cluster_ctas) <= all.pieces / sizes.grid_ctas + kClusterSlack;
 }
 
 // The part of a cluster's job that one of its CTAs has, an even share; short jobs leave CTAs without a piece.
@@ -183,7 +183,7 @@ __global__ void __launch_bounds__(kThreads) plan_kernel(const msgl_attention_pla
     __syncthreads();
     const bool is_clustered = fits_clusters(sizes, done, longest);
     const uint32_t active_ctas = is_clustered ? done.jobs * sizes.cluster_ctas
-                                              : min(sizes.decode_ctas, div_up(done.cost, kMinCostPerCta));
+                                              : min(sizes.grid_ctas, div_up(done.cost, kMinCostPerCta));
     const PlanHeader header = {done.decode_seqs, done.cost, active_ctas, is_clustered, done.tiles, 0};
     if (tid == 0) *view.header = header;
 

@@ -20,6 +20,9 @@ const OP: &str = "attention";
 const MAX_HEAD_DIM: usize = 512;
 /// Query rows of a decode job: `kJobRows` in csrc/attention/plan.cuh.
 const JOB_ROWS: usize = 8;
+/// Most sequences for which rotation inside of attention is quicker than before it: with more, a launch is no longer
+/// most of its time, and CTAs with many jobs rotate more often than others.
+const MAX_ROPE_SEQS: usize = 16;
 
 /// The work lists of a step and the scratch of its kernels.
 ///
@@ -110,6 +113,7 @@ pub(crate) fn new_plan(cuda: &Cuda, spec: &AttnSpec, max_tokens: usize, max_seqs
         decode_rows: u32::MAX,
         decode_ctas: cuda.device.num_sms * ctas_per_sm,
         heads_per_job: heads_per_job.max(1),
+        grid_ctas: cuda.device.num_sms * ctas_per_sm,
         cluster_ctas: 0,
     };
     let (mut clusters, mut has_rope) = ([0; 4], false);
@@ -128,15 +132,22 @@ pub(crate) fn new_plan(cuda: &Cuda, spec: &AttnSpec, max_tokens: usize, max_seqs
 
 impl AttnPlan {
     /// The sizes for a step, or the error that the plan was made for something else.
-    fn sizes_for(&self, families: &Families, inputs: &CudaInputs) -> Result<msgl_attention_sizes> {
+    fn sizes_for(
+        &self,
+        cuda: &Cuda,
+        families: &Families,
+        inputs: &CudaInputs,
+    ) -> Result<msgl_attention_sizes> {
         let (num_tokens, num_seqs) = (inputs.layout.num_tokens, inputs.layout.num_seqs);
         check::below(OP, "num_seqs", num_seqs, self.sizes.max_seqs as usize + 1)?;
         let decode_rows = tuning::decode_rows(families, num_tokens, num_seqs);
         check::below(OP, "tiles", self.num_tiles(inputs, decode_rows), self.sizes.max_tiles as usize + 1)?;
         let num_jobs = num_seqs * self.jobs_per_token();
-        let (cluster_ctas, decode_ctas) =
-            tuning::decode_grid(&self.clusters, num_jobs, self.sizes.decode_ctas);
-        Ok(msgl_attention_sizes { decode_rows, decode_ctas, cluster_ctas, ..self.sizes })
+        let max_kv_len = cuda.lengths.expected(inputs.extent.max_kv_len);
+        let (cluster_ctas, grid_ctas) =
+            tuning::decode_grid(&self.clusters, num_jobs, max_kv_len, self.sizes.decode_ctas);
+        cuda.lengths.limit_to(tuning::max_cluster_kv_len(cluster_ctas));
+        Ok(msgl_attention_sizes { decode_rows, grid_ctas, cluster_ctas, ..self.sizes })
     }
 
     /// Decode's jobs for a sequence of one query token: groups of KV heads x tiles of query rows.
@@ -172,7 +183,7 @@ pub(crate) fn plan(cuda: &Cuda, plan: &mut AttnPlan, inputs: &CudaInputs, spec: 
         kv_lens: inputs.kv_lens(),
         seq_rows: inputs.seq_rows(),
         plan: plan.buf.as_ptr(),
-        sizes: plan.sizes_for(&families, inputs)?,
+        sizes: plan.sizes_for(cuda, &families, inputs)?,
         num_seqs: inputs.layout.num_seqs as u32,
     };
     // SAFETY: the plan has room for the sequences and tiles of these sizes, which `sizes_for` has checked;
@@ -213,7 +224,7 @@ pub(crate) fn attention(
             return unsafe { cuda.launch(OP, &params, msgl_attention_plain) };
         }
     };
-    let sizes = plan.sizes_for(&families, inputs)?;
+    let sizes = plan.sizes_for(cuda, &families, inputs)?;
     let num_tiles = plan.num_tiles(inputs, sizes.decode_rows) as u32;
     if num_tiles != 0 {
         let params = msgl_attention_params { sizes, num_tiles, kernel: plan.prefill, ..params };
@@ -274,6 +285,7 @@ fn params(
 
 /// What the decode kernel that rotates takes, or none where this step or plan has no such kernel.
 pub(super) fn rope_params(
+    cuda: &Cuda,
     out: &mut Tensor<DeviceBuf>,
     qkv: &Tensor<DeviceBuf>,
     kv: &KvLayer<DeviceBuf>,
@@ -283,12 +295,12 @@ pub(super) fn rope_params(
     spec: &AttnSpec,
 ) -> Result<Option<msgl_attention_params>> {
     let params = params(out, qkv, kv, inputs, state, plan, spec)?;
-    let has_one_token_each = inputs.extent.max_q_len <= 1;
+    let has_one_token_each = inputs.extent.max_q_len <= 1 && inputs.layout.num_seqs <= MAX_ROPE_SEQS;
     let is_covered = plan.has_rope && qkv.dtype != DType::F32 && params.num_slots != 0;
     match plan.families {
         Some(families) if is_covered && has_one_token_each => {
-            let sizes = plan.sizes_for(&families, inputs)?;
-            let takes_all = sizes.decode_rows == u32::MAX && params.num_tokens != 0;
+            let sizes = plan.sizes_for(cuda, &families, inputs)?;
+            let takes_all = sizes.decode_rows == u32::MAX && sizes.cluster_ctas > 1 && params.num_tokens != 0;
             let kernel = abi(families.decode);
             Ok(takes_all.then_some(msgl_attention_params { sizes, kernel, ..params }))
         }

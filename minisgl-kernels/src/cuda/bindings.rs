@@ -891,13 +891,14 @@ pub struct msgl_attention_sizes {
     pub decode_rows: u32,
     pub decode_ctas: u32,
     pub heads_per_job: u32,
+    pub grid_ctas: u32,
     pub cluster_ctas: u32,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
     [
         "Size of msgl_attention_sizes",
-    ][::core::mem::size_of::<msgl_attention_sizes>() - 44usize];
+    ][::core::mem::size_of::<msgl_attention_sizes>() - 48usize];
     [
         "Alignment of msgl_attention_sizes",
     ][::core::mem::align_of::<msgl_attention_sizes>() - 4usize];
@@ -932,8 +933,11 @@ const _: () = {
         "Offset of field: msgl_attention_sizes::heads_per_job",
     ][::core::mem::offset_of!(msgl_attention_sizes, heads_per_job) - 36usize];
     [
+        "Offset of field: msgl_attention_sizes::grid_ctas",
+    ][::core::mem::offset_of!(msgl_attention_sizes, grid_ctas) - 40usize];
+    [
         "Offset of field: msgl_attention_sizes::cluster_ctas",
-    ][::core::mem::offset_of!(msgl_attention_sizes, cluster_ctas) - 40usize];
+    ][::core::mem::offset_of!(msgl_attention_sizes, cluster_ctas) - 44usize];
 };
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
@@ -949,7 +953,7 @@ pub struct msgl_attention_plan_params {
 const _: () = {
     [
         "Size of msgl_attention_plan_params",
-    ][::core::mem::size_of::<msgl_attention_plan_params>() - 80usize];
+    ][::core::mem::size_of::<msgl_attention_plan_params>() - 88usize];
     [
         "Alignment of msgl_attention_plan_params",
     ][::core::mem::align_of::<msgl_attention_plan_params>() - 8usize];
@@ -970,7 +974,7 @@ const _: () = {
     ][::core::mem::offset_of!(msgl_attention_plan_params, sizes) - 32usize];
     [
         "Offset of field: msgl_attention_plan_params::num_seqs",
-    ][::core::mem::offset_of!(msgl_attention_plan_params, num_seqs) - 76usize];
+    ][::core::mem::offset_of!(msgl_attention_plan_params, num_seqs) - 80usize];
 };
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
@@ -1042,28 +1046,28 @@ const _: () = {
     ][::core::mem::offset_of!(msgl_attention_params, sizes) - 88usize];
     [
         "Offset of field: msgl_attention_params::num_tokens",
-    ][::core::mem::offset_of!(msgl_attention_params, num_tokens) - 132usize];
+    ][::core::mem::offset_of!(msgl_attention_params, num_tokens) - 136usize];
     [
         "Offset of field: msgl_attention_params::num_seqs",
-    ][::core::mem::offset_of!(msgl_attention_params, num_seqs) - 136usize];
+    ][::core::mem::offset_of!(msgl_attention_params, num_seqs) - 140usize];
     [
         "Offset of field: msgl_attention_params::num_tiles",
-    ][::core::mem::offset_of!(msgl_attention_params, num_tiles) - 140usize];
+    ][::core::mem::offset_of!(msgl_attention_params, num_tiles) - 144usize];
     [
         "Offset of field: msgl_attention_params::page_size",
-    ][::core::mem::offset_of!(msgl_attention_params, page_size) - 144usize];
+    ][::core::mem::offset_of!(msgl_attention_params, page_size) - 148usize];
     [
         "Offset of field: msgl_attention_params::max_pages",
-    ][::core::mem::offset_of!(msgl_attention_params, max_pages) - 148usize];
+    ][::core::mem::offset_of!(msgl_attention_params, max_pages) - 152usize];
     [
         "Offset of field: msgl_attention_params::scale",
-    ][::core::mem::offset_of!(msgl_attention_params, scale) - 152usize];
+    ][::core::mem::offset_of!(msgl_attention_params, scale) - 156usize];
     [
         "Offset of field: msgl_attention_params::dtype",
-    ][::core::mem::offset_of!(msgl_attention_params, dtype) - 156usize];
+    ][::core::mem::offset_of!(msgl_attention_params, dtype) - 160usize];
     [
         "Offset of field: msgl_attention_params::kernel",
-    ][::core::mem::offset_of!(msgl_attention_params, kernel) - 160usize];
+    ][::core::mem::offset_of!(msgl_attention_params, kernel) - 164usize];
 };
 unsafe extern "C" {
     pub fn msgl_attention_plan_bytes(sizes: *const msgl_attention_sizes) -> usize;

@@ -20,6 +20,7 @@ mod gather_samples;
 mod graph;
 mod inputs;
 mod layout;
+mod lengths;
 mod libraries;
 mod linear;
 mod load;
@@ -68,6 +69,7 @@ pub struct Cuda {
     copy_stream: Stream,
     binding: Binding,
     is_capturing: bool,
+    lengths: lengths::Lengths,
     options: CudaOptions,
     device: Arc<Device>,
 }
@@ -98,6 +100,7 @@ impl Cuda {
             copy_stream,
             binding: Binding::new(),
             is_capturing: false,
+            lengths: lengths::Lengths::new(),
             options,
             device,
         })

@@ -23,7 +23,7 @@ pub(crate) fn rope_attention(
     plan: &AttnPlan,
     spec: &AttnSpec,
 ) -> Result<()> {
-    let Some(attention) = attention::rope_params(out, qkv, kv, inputs, state, plan, spec)? else {
+    let Some(attention) = attention::rope_params(cuda, out, qkv, kv, inputs, state, plan, spec)? else {
         rope_store_kv::rope_store_kv(cuda, qkv, q_norm, k_norm, eps, rope, inputs, spec, kv)?;
         return attention::attention(cuda, out, qkv, kv, inputs, state, plan, spec);
     };

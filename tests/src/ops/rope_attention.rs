@@ -29,7 +29,8 @@ struct Case {
     seed: u64,
 }
 
-/// Mostly steps of one token a sequence, which backends compute in one pass: few sequences and many, short and long.
+/// Mostly steps of one token a sequence, which backends compute in one pass: few sequences and many, short and long on
+/// either side of where a recording for short ones ends.
 fn strategy() -> impl Strategy<Value = Case> {
     let heads = (1..5usize, one_of(&[1, 2, 3, 4, 7, 8, 9, 16]));
     let head_dim = one_of(&[64, 128, 64, 128, 96, 256]);
@@ -40,6 +41,7 @@ fn strategy() -> impl Strategy<Value = Case> {
         3 => 1..40usize,
         2 => 40..300usize,
         1 => 500..700usize,
+        1 => 1000..2200usize,
         2 => one_of(&[14, 15, 16, 31, 63, 127, 128, 255, 256]),
     ];
     let decoding = past.prop_map(|past| SeqShape { q_len: 1, past });
