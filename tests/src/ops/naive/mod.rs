@@ -371,6 +371,9 @@ impl Backend for Naive {
     ) -> Result<()> {
         fits("rope_store_kv", "qkv.cols", spec.qkv_cols(), qkv.cols)?;
         fits("rope_store_kv", "rope.cols", spec.head_dim, rope.cols)?;
+        for norm in [q_norm, k_norm].into_iter().flatten() {
+            fits("rope_store_kv", "norm.cols", spec.head_dim, norm.cols)?;
+        }
         let (d, p, eps) = (spec.head_dim, precision(qkv.dtype), f64::from(eps));
         let tokens = inputs.step.num_tokens();
         let table = get(rope, rope.rows);
