@@ -269,7 +269,8 @@ pub trait Backend: Sized + Send + 'static {
     ) -> Result<Self::ReadBack>;
     /// Waits for a read-back.
     fn wait(&mut self, read_back: Self::ReadBack) -> Result<Samples>;
-    /// Records the ops that `body` calls instead of running them. `body` must not allocate, write or read.
+    /// Records the ops that `body` calls instead of running them. `body` must not allocate, write or read, and may be
+    /// called more than once.
     fn capture(&mut self, body: &mut dyn FnMut(&mut Self) -> Result<()>) -> Result<Self::Graph>;
     /// Runs recorded ops.
     fn replay(&mut self, graph: &Self::Graph) -> Result<()>;
