@@ -71,4 +71,25 @@ void launch_overlapped(void (*kernel)(Params...), dim3 grid, dim3 block, size_t 
   cudaLaunchKernelEx(&config, kernel, static_cast<Params>(args)...);
 }
 
+// The same in clusters of `cluster_ctas` CTAs, along the first dimension of the grid (sm_90).
+template <typename... Params, typename... Args>
+void launch_overlapped_clusters(void (*kernel)(Params...), dim3 grid, uint32_t cluster_ctas, dim3 block,
+                                size_t shared_bytes, cudaStream_t stream, Args &&...args) {
+  cudaLaunchAttribute attributes[2] = {};
+  attributes[0].id = cudaLaunchAttributeClusterDimension;
+  attributes[0].val.clusterDim.x = cluster_ctas;
+  attributes[0].val.clusterDim.y = attributes[0].val.clusterDim.z = 1;
+  attributes[1].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attributes[1].val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t config = {};
+  config.gridDim = grid;
+  config.blockDim = block;
+  config.dynamicSmemBytes = shared_bytes;
+  config.stream = stream;
+  config.attrs = attributes;
+  config.numAttrs = overlaps_launches(stream) ? 2 : 1;
+  // The error, if any, is the one that launch_status() reads.
+  cudaLaunchKernelEx(&config, kernel, static_cast<Params>(args)...);
+}
+
 }  // namespace msgl

@@ -319,8 +319,10 @@ typedef struct msgl_attention_sizes {
   uint32_t max_tiles;      // prefill tiles (of all KV heads together 1) that the plan has room for
   uint32_t tile_rows;      // query rows of a prefill tile
   uint32_t decode_rows;    // most query rows of a sequence that decode takes; 0xffffffff: all
-  uint32_t decode_ctas;    // CTAs among which decode's work is cut
+  uint32_t decode_ctas;    // CTAs of decode that the plan has room for
   uint32_t heads_per_job;  // KV heads that one decode CTA reads together
+  uint32_t grid_ctas;      // CTAs of decode's grid, at most decode_ctas: its work is cut among them
+  uint32_t cluster_ctas;   // CTAs of a decode cluster: 1, 2, 4 or 8; 0: work is always cut into ranges
 } msgl_attention_sizes;
 
 typedef struct msgl_attention_plan_params {
@@ -365,11 +367,24 @@ uint32_t msgl_attention_heads_per_job(msgl_attention_kernel kernel, uint32_t hea
 // CTAs of a decode kernel that one SM holds, or 0 where there is none for this dtype, head_dim and chip.
 uint32_t msgl_attention_ctas_per_sm(msgl_attention_kernel kernel, msgl_dtype dtype, uint32_t head_dim,
                                     uint32_t num_kv_heads, uint32_t sm);
+// Clusters of this many CTAs of the FI decode kernel that the current device holds at once, or 0 where it has none.
+uint32_t msgl_attention_clusters(uint32_t head_dim, uint32_t sm, uint32_t cluster_ctas);
 
 int msgl_attention_plan(const msgl_attention_plan_params *params, msgl_stream stream);
 int msgl_attention_prefill(const msgl_attention_params *params, msgl_stream stream);
 int msgl_attention_decode(const msgl_attention_params *params, msgl_stream stream);
 int msgl_attention_plain(const msgl_attention_params *params, msgl_stream stream);
+
+// rope_store_kv and decode in one launch, for a step of at most one token a sequence: bf16 and f16, head_dim 64 and
+// 128, sm_90. Both parts name the same tensors.
+typedef struct msgl_rope_attention_params {
+  msgl_rope_store_kv_params rope;
+  msgl_attention_params attention;
+} msgl_rope_attention_params;
+
+// Whether there is such a kernel, as 1 or 0.
+uint32_t msgl_has_rope_attention(msgl_dtype dtype, uint32_t head_dim, uint32_t sm);
+int msgl_rope_attention(const msgl_rope_attention_params *params, msgl_stream stream);
 
 #ifdef __cplusplus
 }

@@ -210,6 +210,27 @@ pub trait Backend: Sized + Send + 'static {
         plan: &Self::AttnPlan,
         spec: &AttnSpec,
     ) -> Result<()>;
+    /// `rope_store_kv`, then `attention`, of one layer. `qkv` is unspecified afterwards.
+    ///
+    /// In one pass a backend may round what lies between otherwise than both ops alone, but for what is stored in `kv`.
+    /// A graph of a step with one token a sequence is replayed for such steps only.
+    fn rope_attention(
+        &mut self,
+        out: &mut Tensor<Self::Buf>,
+        qkv: &mut Tensor<Self::Buf>,
+        q_norm: Option<&Tensor<Self::Buf>>,
+        k_norm: Option<&Tensor<Self::Buf>>,
+        eps: f32,
+        rope: &Tensor<Self::Buf>,
+        kv: &mut KvLayer<Self::Buf>,
+        inputs: &Self::Inputs,
+        state: &SeqState<Self::Buf>,
+        plan: &Self::AttnPlan,
+        spec: &AttnSpec,
+    ) -> Result<()> {
+        self.rope_store_kv(qkv, q_norm, k_norm, eps, rope, inputs, spec, kv)?;
+        self.attention(out, qkv, kv, inputs, state, plan, spec)
+    }
     /// `out[r][i] = act(gate_up[r][i]) * gate_up[r][ffn + i]` with `gate_up` of `2 * ffn` columns.
     fn act_mul(
         &mut self,
@@ -253,7 +274,8 @@ pub trait Backend: Sized + Send + 'static {
     fn tune(&mut self, body: &mut dyn FnMut(&mut Self) -> Result<()>) -> Result<()> {
         body(self)
     }
-    /// Records the ops that `body` calls instead of running them. `body` must not allocate, write or read.
+    /// Records the ops that `body` calls instead of running them. `body` must not allocate, write or read, and may be
+    /// called more than once.
     fn capture(&mut self, body: &mut dyn FnMut(&mut Self) -> Result<()>) -> Result<Self::Graph>;
     /// Runs recorded ops.
     fn replay(&mut self, graph: &Self::Graph) -> Result<()>;

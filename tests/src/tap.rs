@@ -223,6 +223,23 @@ impl<B: Backend, T: Tap<B>> Backend for Tapped<B, T> {
         self.inner.attention(out, qkv, kv, inputs, state, plan, spec)
     }
 
+    fn rope_attention(
+        &mut self,
+        out: &mut Tensor<B::Buf>,
+        qkv: &mut Tensor<B::Buf>,
+        q_norm: Option<&Tensor<B::Buf>>,
+        k_norm: Option<&Tensor<B::Buf>>,
+        eps: f32,
+        rope: &Tensor<B::Buf>,
+        kv: &mut KvLayer<B::Buf>,
+        inputs: &B::Inputs,
+        state: &SeqState<B::Buf>,
+        plan: &B::AttnPlan,
+        spec: &AttnSpec,
+    ) -> Result<()> {
+        self.inner.rope_attention(out, qkv, q_norm, k_norm, eps, rope, kv, inputs, state, plan, spec)
+    }
+
     fn act_mul(
         &mut self,
         out: &mut Tensor<B::Buf>,

@@ -83,8 +83,8 @@ mod device {
 
     /// Ops whose bits may depend on the batch: cuBLASLt chooses by the number of rows, and own kernels
     /// take few of them; attention cuts its work by the batch.
-    const BATCH_DEPENDENT: [&str; 5] =
-        ["linear", "norm_linear", "linear_add", "norm_gated_linear", "attention"];
+    const BATCH_DEPENDENT: [&str; 6] =
+        ["linear", "norm_linear", "linear_add", "norm_gated_linear", "attention", "rope_attention"];
 
     /// Why no case can run.
     pub(crate) fn missing() -> Option<&'static str> {

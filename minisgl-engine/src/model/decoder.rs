@@ -124,8 +124,19 @@ impl<B: Backend> Decoder<B> {
                 qkv_bias,
                 num_tokens,
             )?;
-            b.rope_store_kv(&mut act.qkv, q_norm, k_norm, eps, &self.rope, inputs, spec, &mut kv[layer])?;
-            b.attention(&mut act.attn_out, &act.qkv, &kv[layer], inputs, state, plan, spec)?;
+            b.rope_attention(
+                &mut act.attn_out,
+                &mut act.qkv,
+                q_norm,
+                k_norm,
+                eps,
+                &self.rope,
+                &mut kv[layer],
+                inputs,
+                state,
+                plan,
+                spec,
+            )?;
             let o_bias = w.o_bias.as_ref();
             b.linear_add(&mut act.residual, &mut act.delta, &act.attn_out, &w.o, o_bias, num_tokens)?;
             gated_ffn(b, act, w, self.spec.activation, eps, num_tokens)?;

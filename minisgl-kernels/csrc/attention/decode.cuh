@@ -4,155 +4,13 @@
 // with an online softmax of its own (decode_head.cuh). At a job's end each leaves its rows in shared memory and goes
 // on; the last to arrive merges them, in the warps' order. Waiting for each other instead would let the rings run full
 // and the memory idle, once a job.
-//
-// A warp copies rows into a ring of its own, with one bulk copy a row where the chip has them and with cp.async
-// elsewhere, and so waits for nothing but its own copies. Bulk copies ask L2 for whole rows: by cp.async the same bytes
-// were twice as many L2 sectors, and L2, not HBM, was the limit. The copy engine takes about 5 ns for each copy
-// whatever its size, so heads of 64 are read in pairs, which makes rows of 256 bytes of them too.
 #pragma once
-#include "decode_head.cuh"
-#include "launch.cuh"
-#include "ptx/bulk.cuh"
-#include "ptx/cp_async.cuh"
+#include "decode_cluster.cuh"
+#include "decode_reader.cuh"
+#include "decode_rope.cuh"
 #include "ptx/grid.cuh"
-#include "ptx/mbarrier.cuh"
 
 namespace msgl {
-
-template <int kHeadDim>
-struct DecodeShape {
-    static constexpr int kWarps = kHeadDim == 96 ? 3 : kHeadDim <= 128 ? 4 : 2;
-    static constexpr int kThreads = 32 * kWarps;
-    static constexpr int kHeads = kHeadDim < 128 ? 2 : 1;
-    static constexpr int kHeadBytes = kHeadDim * 2;
-    static constexpr int kRowBytes = kHeads * kHeadBytes;
-    static constexpr int kKStride = k_row_stride(kRowBytes);
-    static constexpr int kVStride = v_row_stride(kRowBytes);
-    static constexpr int kVOffset = kPieceTokens * kKStride;
-    // K and V of one piece.
-    static constexpr int kStageBytes = kPieceTokens * (kKStride + kVStride);
-    // 70 to 80 KB for each of two CTAs an SM: four times what the latency of HBM at its bandwidth asks for, and still
-    // under the 99 KB of the small sm_8x chips.
-    static constexpr int kDepth = 2;
-    static constexpr int kCtasPerSm = 2;
-    static constexpr int kRingBytes = kWarps * kDepth * kStageBytes;
-    // Rows of the merge buffer are staggered over the banks.
-    static constexpr int kMergeStride = kHeadDim + 8;
-    static constexpr int kMergeRows = kHeads * kJobRows;
-    static constexpr int kSharedBytes = kRingBytes + kWarps * kMergeRows * kMergeStride * 4;
-};
-
-// Copies K and V of the warp's pieces, running ahead of the arithmetic.
-template <typename T, int kHeadDim>
-struct DecodeReader {
-    using Shape = DecodeShape<kHeadDim>;
-
-    const msgl_attention_params& params;
-    const PlanView& view;
-    const JobSizes& sizes;
-    JobCursor cursor;
-    uint32_t warp;
-    uint32_t ring;         // stage 0 of the warp
-    uint32_t barriers;     // of stage 0 of the warp
-    uint32_t piece;        // the next to copy
-    uint32_t slot = 0;     // of token lane % 16 of that piece
-    bool is_done = false;  // there is no such piece
-    uint32_t write_stage = 0;
-    uint32_t read_stage = 0;
-    uint32_t read_parity = 0;
-
-    __device__ DecodeReader(const msgl_attention_params& params, const PlanView& view, const JobSizes& sizes,
-                            const JobCursor& start, uint32_t warp, uint32_t ring, uint32_t barriers)
-        : params(params),
-          view(view),
-          sizes(sizes),
-          cursor(start),
-          warp(warp),
-          ring(ring),
-          barriers(barriers),
-          piece(first_of_warp(start, warp)) {
-        settle();
-        look_up();
-    }
-
-    // The warp's first piece of a job. Warps go on in turn from job to job, so that none always has one more.
-    __device__ static uint32_t first_of_warp(const JobCursor& cursor, uint32_t warp) {
-        return cursor.piece + (warp + cursor.left) % Shape::kWarps;
-    }
-
-    // Copies a piece, and looks up the slots of the one after it, which are needed a stage later.
-    __device__ void copy() {
-        if (!is_done) {
-            const uint32_t lane = threadIdx.x % 32;
-            const uint32_t stage = ring + write_stage * Shape::kStageBytes;
-            const uint32_t bytes = cursor.num_heads(sizes) * Shape::kHeadBytes;
-#if __CUDA_ARCH__ >= 900
-            const uint32_t barrier = barriers + write_stage * 8;
-            if (lane == 0) mbarrier_arrive_expect(barrier, 2 * kPieceTokens * bytes);
-            __syncwarp();
-            const uint32_t row = lane % kPieceTokens;
-            const bool is_k = lane < kPieceTokens;
-            bulk_copy(stage + (is_k ? row * Shape::kKStride : Shape::kVOffset + row * Shape::kVStride),
-                      source(is_k ? params.k : params.v, slot), bytes, barrier, kEvictFirst);
-#else
-            constexpr uint32_t kChunks = Shape::kRowBytes / 16;
-#pragma unroll
-            for (int i = 0; i < Shape::kRowBytes / 32; ++i) {
-                const uint32_t row = (i * 32 + lane) / kChunks, chunk = (i * 32 + lane) % kChunks;
-                const uint32_t row_slot = __shfl_sync(~0u, slot, row);
-                const bool is_head = chunk * 16 < bytes;
-                const uint32_t offset = is_head ? chunk * 8 : 0;
-                cp_async_16(stage + row * Shape::kKStride + chunk * 16, source(params.k, row_slot) + offset, is_head);
-                cp_async_16(stage + Shape::kVOffset + row * Shape::kVStride + chunk * 16,
-                            source(params.v, row_slot) + offset, is_head);
-            }
-#endif
-            write_stage = write_stage + 1 == Shape::kDepth ? 0 : write_stage + 1;
-            piece += Shape::kWarps;
-            settle();
-            look_up();
-        }
-#if __CUDA_ARCH__ < 900
-        cp_async_commit();
-#endif
-    }
-
-    // Waits for the oldest piece and returns its stage.
-    __device__ uint32_t wait() {
-#if __CUDA_ARCH__ >= 900
-        mbarrier_wait(barriers + read_stage * 8, read_parity);
-#else
-        cp_async_wait<Shape::kDepth - 1>();
-#endif
-        __syncwarp();
-        return ring + read_stage * Shape::kStageBytes;
-    }
-
-    // Gives the stage of the oldest piece back and copies another into it.
-    __device__ void release() {
-        __syncwarp();
-        read_stage = read_stage + 1 == Shape::kDepth ? 0 : read_stage + 1;
-        if (read_stage == 0) read_parity ^= 1;
-        copy();
-    }
-
-  private:
-    __device__ const T* source(const void* kv, uint32_t row_slot) const {
-        return static_cast<const T*>(kv) + (size_t{row_slot} * sizes.num_kv_heads + cursor.first_head) * kHeadDim;
-    }
-
-    // Goes to the job that holds the warp's next piece.
-    __device__ void settle() {
-        while (!is_done && piece >= cursor.piece_end) {
-            is_done = !cursor.next(view, sizes);
-            piece = first_of_warp(cursor, warp);
-        }
-    }
-
-    __device__ void look_up() {
-        if (!is_done) slot = piece_slot(params, cursor, sizes, piece);
-    }
-};
 
 // Merges the warps' rows of a job, in one warp. The result is the output, or where other CTAs have parts of the job a
 // partial one.
@@ -184,9 +42,34 @@ __device__ void merge_warps(const msgl_attention_params& params, const PlanView&
     }
 }
 
-template <typename T, int kHeadDim>
-__global__ void __launch_bounds__(DecodeShape<kHeadDim>::kThreads, DecodeShape<kHeadDim>::kCtasPerSm)
-    decode_kernel(const __grid_constant__ msgl_attention_params params) {
+// The CTA's range of the plan, and what the plan says about all.
+struct DecodeStart {
+    PlanBucket bucket;
+    uint32_t active_ctas;
+    bool is_clustered;
+
+    // All loads at once: at small batches the time is a chain of such loads. Past L1, since this grid may have started
+    // before the one before it has ended: what the plan's kernel wrote is in L2 (release_plan in plan.cu).
+    __device__ explicit DecodeStart(const PlanView& view, const msgl_attention_sizes& sizes) {
+        const uint4* from = reinterpret_cast<const uint4*>(view.buckets + blockIdx.x);
+        uint4* to = reinterpret_cast<uint4*>(&bucket);
+        static_assert(sizeof(PlanBucket) % sizeof(uint4) == 0, "16 bytes at a time");
+#pragma unroll
+        for (uint32_t i = 0; i < sizeof(PlanBucket) / sizeof(uint4); ++i) to[i] = __ldcg(from + i);
+        active_ctas = __ldcg(&view.header->active_ctas);
+        is_clustered = sizes.cluster_ctas > 1 && __ldcg(&view.header->is_clustered) != 0;
+    }
+};
+
+// With `Rope` = DecodeRope the kernel also does what rope_store_kv does, and reads K, V and the plan before the grids
+// before it have ended. It may: within a recorded step no other kernel writes K or V of this layer, or the page table;
+// the plan's kernel lets the next one start only after its last write (plan.cu), and all others of the step come after
+// that one; and what earlier steps wrote was there before the first kernel of this step started, which waits for them
+// like any launch without the attribute. The slot of the new position is copied too, whatever it holds, and its copy
+// is replaced (DecodeRope::put_new).
+template <typename T, int kHeadDim, typename Rope>
+__device__ __forceinline__ void decode(const msgl_attention_params& params,
+                                       const msgl_rope_store_kv_params* rope_params) {
     using Shape = DecodeShape<kHeadDim>;
     extern __shared__ __align__(128) char dynamic_shared[];
     __shared__ float2 stats[Shape::kWarps * Shape::kMergeRows];
@@ -196,17 +79,18 @@ __global__ void __launch_bounds__(DecodeShape<kHeadDim>::kThreads, DecodeShape<k
     __shared__ uint32_t num_left;  // warps that have left rows, over all jobs so far
     __shared__ SharedJobs shared_jobs;
     float* merge_rows = reinterpret_cast<float*>(dynamic_shared + Shape::kRingBytes);
+    char* rope_shared = dynamic_shared + Shape::kSharedBytes;
     const uint32_t warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     const float scale_log2 = params.scale * kLog2E;
 
-    grid_wait();
+    if constexpr (!Rope::kIsFused) grid_wait();
     grid_launch_next();
     const PlanView view = plan_view(params.sizes, params.plan);
-    // All loads at once: at small batches the time is a chain of such loads.
-    const PlanBucket bucket = view.buckets[blockIdx.x];
-    const uint32_t active_ctas = view.header->active_ctas;
+    const DecodeStart start(view, params.sizes);
+    Rope rope(rope_params, rope_shared, warp);
 
 #if __CUDA_ARCH__ >= 900
+    if (!Rope::kIsFused && start.is_clustered && blockIdx.x < start.active_ctas) cluster_arrive();
     if (threadIdx.x < Shape::kWarps * Shape::kDepth) mbarrier_init(shared_address(&barriers[threadIdx.x]), 1);
     mbarrier_init_fence();
 #endif
@@ -218,10 +102,14 @@ __global__ void __launch_bounds__(DecodeShape<kHeadDim>::kThreads, DecodeShape<k
         num_left = 0;
     }
     __syncthreads();
-    if (blockIdx.x >= active_ctas) return;
+    if (blockIdx.x >= start.active_ctas) {
+        // One CTA of the grid at least has to wait, and a step of padding has no other.
+        if (Rope::kIsFused && blockIdx.x == 0) grid_wait();
+        return;
+    }
 
     const JobSizes sizes(params.sizes);
-    JobCursor cursor(view, bucket, sizes);
+    JobCursor cursor(view, start.bucket, sizes);
     using Head = DecodeHead<T, kHeadDim>;
     Head heads[Shape::kHeads];
     uint4 queries[Shape::kHeads][Head::kKChunks];
@@ -229,27 +117,60 @@ __global__ void __launch_bounds__(DecodeShape<kHeadDim>::kThreads, DecodeShape<k
 #pragma unroll
         for (int h = 0; h < Shape::kHeads; ++h) Head::load_queries(params, of, sizes, h, queries[h]);
     };
-    load_queries(cursor);
+    if constexpr (Rope::kIsFused) {
+        rope.load_angles(cursor.seq);
+    } else {
+        load_queries(cursor);
+    }
     DecodeReader<T, kHeadDim> reader(params, view, sizes, cursor, warp,
                                      shared_address(dynamic_shared) + warp * Shape::kDepth * Shape::kStageBytes,
                                      shared_address(&barriers[warp * Shape::kDepth]));
 #pragma unroll
     for (int i = 0; i < Shape::kDepth; ++i) reader.copy();
+    if constexpr (Rope::kIsFused) {
+        grid_wait();
+        rope.load_queries(cursor, sizes);
+        rope.keep_angles();
+    }
 
     bool has_next;
     uint32_t job = 0;
     do {
+        const uint32_t first = reader.first_of_warp(cursor, warp);
+        bool has_new = false;
+        if constexpr (Rope::kIsFused) {
+            has_new = rope.has_new(cursor, first);
+            if (has_new) rope.load_new(cursor, sizes);
+            rope.turn_queries(cursor, sizes, queries);
+#if __CUDA_ARCH__ >= 900
+            // From here on the others may send.
+            if (start.is_clustered) cluster_arrive();
+#endif
+        }
 #pragma unroll
         for (int h = 0; h < Shape::kHeads; ++h) {
             heads[h].start(queries[h], cursor, sizes);
         }
         JobCursor next = cursor;
         has_next = next.next(view, sizes);
-        if (has_next) load_queries(next);
-        for (uint32_t piece = reader.first_of_warp(cursor, warp); piece < cursor.piece_end; piece += Shape::kWarps) {
+        if (has_next) {
+            if constexpr (Rope::kIsFused) {
+                rope.load_queries(next, sizes);
+                if (next.seq_idx != cursor.seq_idx) rope.load_angles(next.seq);
+            } else {
+                load_queries(next);
+            }
+        }
+        for (uint32_t piece = first; piece < cursor.piece_end; piece += Shape::kWarps) {
             const uint32_t stage = reader.wait();
+            if constexpr (Rope::kIsFused) {
+                if (has_new && piece + 1 == cursor.piece_end) rope.put_new(cursor, sizes, stage);
+            }
             attend(heads, stage, Shape::kKStride, stage + Shape::kVOffset, Shape::kVStride, piece, scale_log2);
             reader.release();
+        }
+        if constexpr (Rope::kIsFused) {
+            if (has_next && next.seq_idx != cursor.seq_idx) rope.keep_angles();
         }
         // The buffer holds the rows of the job before until they are merged.
         mbarrier_wait(merged, (job & 1) ^ 1);
@@ -260,6 +181,13 @@ __global__ void __launch_bounds__(DecodeShape<kHeadDim>::kThreads, DecodeShape<k
             heads[h].finish_sums();
             heads[h].store_partial(merge_rows + at * Shape::kMergeStride, Shape::kMergeStride, stats + at, kJobRows);
         }
+#if __CUDA_ARCH__ >= 900
+        if (start.is_clustered) {
+            char* received = rope_shared + (Rope::kIsFused ? Shape::kRopeBytes : 0);
+            finish_in_cluster<T, kHeadDim>(params, sizes, cursor, merge_rows, stats, received);
+            return;
+        }
+#endif
         mbarrier_arrive(left);
         __syncwarp();
         uint32_t arrivals = 0;
@@ -281,25 +209,17 @@ __global__ void __launch_bounds__(DecodeShape<kHeadDim>::kThreads, DecodeShape<k
 }
 
 template <typename T, int kHeadDim>
-int launch_decode(const msgl_attention_params& params, cudaStream_t stream) {
-    using Shape = DecodeShape<kHeadDim>;
-    const auto kernel = decode_kernel<T, kHeadDim>;
-    const cudaError_t status =
-        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, Shape::kSharedBytes);
-    if (status != cudaSuccess) return status;
-    launch_overlapped(kernel, params.sizes.decode_ctas, Shape::kThreads, Shape::kSharedBytes, stream, params);
-    return cudaGetLastError();
+__global__ void __launch_bounds__(DecodeShape<kHeadDim>::kThreads, DecodeShape<kHeadDim>::kCtasPerSm)
+    decode_kernel(const __grid_constant__ msgl_attention_params params) {
+    decode<T, kHeadDim, NoRope>(params, nullptr);
 }
 
-template <typename T>
-int launch_decode_dtype(const msgl_attention_params& params, cudaStream_t stream) {
-    switch (params.sizes.head_dim) {
-        case 64: return launch_decode<T, 64>(params, stream);
-        case 96: return launch_decode<T, 96>(params, stream);
-        case 128: return launch_decode<T, 128>(params, stream);
-        case 256: return launch_decode<T, 256>(params, stream);
-        default: return MSGL_ERROR_UNSUPPORTED;
-    }
+template <typename T, int kHeadDim>
+__global__ void __launch_bounds__(DecodeShape<kHeadDim>::kThreads, DecodeShape<kHeadDim>::kCtasPerSm)
+    decode_rope_kernel(const __grid_constant__ msgl_rope_attention_params params) {
+#if __CUDA_ARCH__ >= 900
+    decode<T, kHeadDim, DecodeRope<T, kHeadDim>>(params.attention, &params.rope);
+#endif
 }
 
 }  // namespace msgl

@@ -146,7 +146,7 @@ int launch_decode_pages(const msgl_attention_params& params, cudaStream_t stream
     const cudaError_t status = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                                     static_cast<int>(largest.shared_bytes));
     if (status != cudaSuccess) return status;
-    launch_overlapped(kernel, params.sizes.decode_ctas, 32 * (params.sizes.heads_per_job + 1), shape.shared_bytes,
+    launch_overlapped(kernel, params.sizes.grid_ctas, 32 * (params.sizes.heads_per_job + 1), shape.shared_bytes,
                       stream, params);
     return cudaGetLastError();
 }

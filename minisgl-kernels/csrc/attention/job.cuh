@@ -28,6 +28,12 @@ struct JobSizes {
           window(sizes.window) {}
 };
 
+// Past L1, as all of the plan that decode reads (decode.cuh).
+__device__ inline PlanSeq load_seq(const PlanView& view, uint32_t idx) {
+    const uint4 words = __ldcg(reinterpret_cast<const uint4*>(view.seqs + idx));
+    return {words.x, words.y, words.z, words.w};
+}
+
 // The part of a job that lies in one CTA's range.
 struct JobCursor {
     PlanSeq seq;
@@ -42,7 +48,10 @@ struct JobCursor {
     JobCursor() = default;
 
     __device__ JobCursor(const PlanView& view, const PlanBucket& bucket, const JobSizes& sizes)
-        : seq(bucket.seq), next_seq(view.seqs[bucket.seq_idx + 1]), seq_idx(bucket.seq_idx), left(bucket.num_pieces) {
+        : seq(bucket.seq),
+          next_seq(load_seq(view, bucket.seq_idx + 1)),
+          seq_idx(bucket.seq_idx),
+          left(bucket.num_pieces) {
         const uint32_t tiles = div_up(seq.q_len * sizes.group, kJobRows);
         first_head = bucket.job / tiles * sizes.heads_per_job;
         first_row = bucket.job % tiles * kJobRows;
@@ -74,7 +83,7 @@ struct JobCursor {
             if (first_head >= sizes.num_kv_heads) {
                 first_head = 0;
                 seq = next_seq;
-                next_seq = view.seqs[++seq_idx + 1];
+                next_seq = load_seq(view, ++seq_idx + 1);
             }
         }
         piece = first_piece(seq, sizes.window);

@@ -13,26 +13,28 @@
 //
 // One CTA: a few microseconds once a step.
 #include "plan.cuh"
+#include "ptx/grid.cuh"
 
 namespace msgl {
 namespace {
 
 constexpr uint32_t kThreads = 1024;
 constexpr uint32_t kClassTokens = 128;
+constexpr uint32_t kClusterSlack = 16;
 
 struct Counts {
-    uint32_t decode_seqs, cost, pieces, prefill_seqs, tiles;
+    uint32_t decode_seqs, cost, pieces, prefill_seqs, tiles, jobs;
 };
 
 __device__ Counts operator+(const Counts& a, const Counts& b) {
     return {a.decode_seqs + b.decode_seqs, a.cost + b.cost, a.pieces + b.pieces, a.prefill_seqs + b.prefill_seqs,
-            a.tiles + b.tiles};
+            a.tiles + b.tiles, a.jobs + b.jobs};
 }
 
 __device__ Counts shuffle_up(const Counts& a, int delta) {
     return {__shfl_up_sync(~0u, a.decode_seqs, delta), __shfl_up_sync(~0u, a.cost, delta),
             __shfl_up_sync(~0u, a.pieces, delta), __shfl_up_sync(~0u, a.prefill_seqs, delta),
-            __shfl_up_sync(~0u, a.tiles, delta)};
+            __shfl_up_sync(~0u, a.tiles, delta), __shfl_up_sync(~0u, a.jobs, delta)};
 }
 
 // Sum over the threads before this one; `total` gets the sum over all.
@@ -55,7 +57,8 @@ __device__ Counts exclusive_scan(const Counts& own, Counts& total) {
     }
     const Counts inclusive = before + sum;
     return {inclusive.decode_seqs - own.decode_seqs, inclusive.cost - own.cost,
-            inclusive.pieces - own.pieces, inclusive.prefill_seqs - own.prefill_seqs, inclusive.tiles - own.tiles};
+            inclusive.pieces - own.pieces, inclusive.prefill_seqs - own.prefill_seqs, inclusive.tiles - own.tiles,
+            inclusive.jobs - own.jobs};
 }
 
 // Largest index whose prefix is at most `value`; the prefixes start with 0 and grow strictly.
@@ -95,6 +98,33 @@ __device__ Cut cut_at(const PlanView& view, const PlanHeader& header, const msgl
     return cut;
 }
 
+// Whether each cluster takes a job of its own: there are enough, and the longest job keeps its cluster at most
+// kClusterSlack pieces a CTA longer than an even cut keeps every CTA. Clusters save the partial results' way through
+// memory, which takes as long as the pieces of this slack.
+__device__ bool fits_clusters(const msgl_attention_sizes& sizes, const Counts& all, uint32_t longest) {
+    return sizes.cluster_ctas != 0 && all.jobs != 0 && all.jobs * sizes.cluster_ctas <= sizes.grid_ctas &&
+           div_up(longest, sizes.cluster_ctas) <= all.pieces / sizes.grid_ctas + kClusterSlack;
+}
+
+// The part of a cluster's job that one of its CTAs has, an even share; short jobs leave CTAs without a piece.
+__device__ PlanBucket cluster_bucket(const PlanView& view, const PlanHeader& header, const msgl_attention_sizes& sizes,
+                                     uint32_t cta) {
+    const uint32_t job = cta / sizes.cluster_ctas, rank = cta % sizes.cluster_ctas;
+    const uint32_t seq_idx = find_prefix(view.seq_jobs, header.num_decode_seqs, job);
+    const PlanSeq seq = view.seqs[seq_idx];
+    const uint32_t pieces = pieces_per_job(seq, sizes.window);
+    const uint32_t start = pieces * rank / sizes.cluster_ctas, end = pieces * (rank + 1) / sizes.cluster_ctas;
+    return {seq, seq_idx, job - view.seq_jobs[seq_idx], start, end - start, cta, cta, {}};
+}
+
+// Lets the next kernel start. Some read the plan without waiting for the end of this grid (decode.cuh), so the plan has
+// to be in L2, where they read it, before any of them starts.
+__device__ void release_plan() {
+    __threadfence();
+    __syncthreads();
+    grid_launch_next();
+}
+
 __device__ PlanTile tile_at(const PlanView& view, uint32_t num_seqs, const msgl_attention_sizes& sizes,
                             uint32_t idx) {
     const uint32_t at = find_prefix(view.seq_tiles, num_seqs, idx);
@@ -115,6 +145,9 @@ __global__ void __launch_bounds__(kThreads) plan_kernel(const msgl_attention_pla
     const uint32_t group = sizes.num_heads / sizes.num_kv_heads;
     const uint32_t tid = threadIdx.x;
 
+    __shared__ uint32_t longest;  // pieces of the longest job
+    if (tid == 0) longest = 0;
+    __syncthreads();
     Counts done = {};
     for (uint32_t base = 0; base < params.num_seqs; base += kThreads) {
         PlanSeq seq = {};
@@ -126,9 +159,10 @@ __global__ void __launch_bounds__(kThreads) plan_kernel(const msgl_attention_pla
             if (seq.q_len != 0 && seq.kv_len >= seq.q_len) {
                 if (uint64_t{seq.q_len} * group <= sizes.decode_rows) {
                     const uint32_t pieces = pieces_per_job(seq, sizes.window), jobs = jobs_per_seq(seq, sizes);
-                    own = {1, (kJobCost + pieces) * jobs, pieces * jobs, 0, 0};
+                    own = {1, (kJobCost + pieces) * jobs, pieces * jobs, 0, 0, jobs};
+                    atomicMax(&longest, pieces);
                 } else {
-                    own = {0, 0, 0, 1, div_up(seq.q_len * group, sizes.tile_rows)};
+                    own = {0, 0, 0, 1, div_up(seq.q_len * group, sizes.tile_rows), 0};
                 }
             }
         }
@@ -138,6 +172,7 @@ __global__ void __launch_bounds__(kThreads) plan_kernel(const msgl_attention_pla
             view.seqs[at.decode_seqs] = seq;
             view.seq_costs[at.decode_seqs] = at.cost;
             view.seq_pieces[at.decode_seqs] = at.pieces;
+            view.seq_jobs[at.decode_seqs] = at.jobs;
         }
         if (own.prefill_seqs != 0) {
             view.prefill_seqs[at.prefill_seqs] = seq;
@@ -145,15 +180,21 @@ __global__ void __launch_bounds__(kThreads) plan_kernel(const msgl_attention_pla
         done = done + total;
     }
     done.tiles = min(done.tiles, sizes.max_tiles);
-    const uint32_t active_ctas = min(sizes.decode_ctas, div_up(done.cost, kMinCostPerCta));
-    const PlanHeader header = {done.decode_seqs, done.cost, active_ctas, done.tiles, 0};
-    if (tid == 0) *view.header = header;
     __syncthreads();
+    const bool is_clustered = fits_clusters(sizes, done, longest);
+    const uint32_t active_ctas = is_clustered ? done.jobs * sizes.cluster_ctas
+                                              : min(sizes.grid_ctas, div_up(done.cost, kMinCostPerCta));
+    const PlanHeader header = {done.decode_seqs, done.cost, active_ctas, is_clustered, done.tiles, 0};
+    if (tid == 0) *view.header = header;
 
     for (uint32_t cta = tid; cta < sizes.decode_ctas; cta += kThreads) view.arrivals[cta] = 0;
     for (uint32_t cta = tid; cta <= active_ctas; cta += kThreads) {
         if (cta == active_ctas) {
             view.buckets[cta] = {};
+            continue;
+        }
+        if (is_clustered) {
+            view.buckets[cta] = cluster_bucket(view, header, sizes, cta);
             continue;
         }
         const Cut cut = cut_at(view, header, sizes, bucket_start(header, cta));
@@ -169,7 +210,10 @@ __global__ void __launch_bounds__(kThreads) plan_kernel(const msgl_attention_pla
         view.buckets[cta] = bucket;
     }
 
-    if (done.tiles == 0) return;
+    if (done.tiles == 0) {
+        release_plan();
+        return;
+    }
     __shared__ uint32_t class_next[kThreads];
     class_next[tid] = 0;
     __syncthreads();
@@ -178,7 +222,7 @@ __global__ void __launch_bounds__(kThreads) plan_kernel(const msgl_attention_pla
     }
     __syncthreads();
     Counts unused;
-    class_next[tid] = exclusive_scan({0, 0, 0, class_next[tid], 0}, unused).prefill_seqs;
+    class_next[tid] = exclusive_scan({0, 0, 0, class_next[tid], 0, 0}, unused).prefill_seqs;
     __syncthreads();
     for (uint32_t idx = tid; idx < done.prefill_seqs; idx += kThreads) {
         const PlanSeq seq = view.prefill_seqs[idx];
@@ -198,6 +242,7 @@ __global__ void __launch_bounds__(kThreads) plan_kernel(const msgl_attention_pla
     for (uint32_t idx = tid; idx < done.tiles; idx += kThreads) {
         view.tiles[idx] = tile_at(view, done.prefill_seqs, sizes, idx);
     }
+    release_plan();
 }
 
 }  // namespace

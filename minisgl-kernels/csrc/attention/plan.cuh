@@ -21,6 +21,7 @@ struct PlanHeader {
     uint32_t num_decode_seqs;
     uint32_t cost;         // of all jobs of all decode sequences
     uint32_t active_ctas;  // CTAs that have decode work
+    uint32_t is_clustered;  // every cluster has one decode job
     uint32_t num_tiles;    // prefill tiles
     uint32_t draws;        // tiles drawn in the launch under way (prefill_load.cuh)
 };
@@ -55,6 +56,7 @@ struct PlanView {
     PlanSeq* seqs;          // [max_seqs + 1] decode sequences, and one that is read ahead and never used
     uint32_t* seq_costs;    // [max_seqs] cost of the decode sequences before each
     uint32_t* seq_pieces;   // [max_seqs] pieces before each decode sequence
+    uint32_t* seq_jobs;     // [max_seqs] jobs before each decode sequence
     PlanSeq* prefill_seqs;  // [max_seqs] prefill sequences, in the order of the batch
     PlanSeq* tile_seqs;     // [max_seqs] the same, longest first
     uint32_t* seq_tiles;    // [max_seqs] tiles before each prefill sequence
@@ -80,6 +82,7 @@ __host__ __device__ inline PlanView plan_view(const msgl_attention_sizes& sizes,
     view.seqs = reinterpret_cast<PlanSeq*>(take(sizeof(PlanSeq) * (size_t{sizes.max_seqs} + 1)));
     view.seq_costs = reinterpret_cast<uint32_t*>(take(sizeof(uint32_t) * sizes.max_seqs));
     view.seq_pieces = reinterpret_cast<uint32_t*>(take(sizeof(uint32_t) * sizes.max_seqs));
+    view.seq_jobs = reinterpret_cast<uint32_t*>(take(sizeof(uint32_t) * sizes.max_seqs));
     view.prefill_seqs = reinterpret_cast<PlanSeq*>(take(sizeof(PlanSeq) * sizes.max_seqs));
     view.tile_seqs = reinterpret_cast<PlanSeq*>(take(sizeof(PlanSeq) * sizes.max_seqs));
     view.seq_tiles = reinterpret_cast<uint32_t*>(take(sizeof(uint32_t) * sizes.max_seqs));

@@ -12,6 +12,8 @@
 
 #include <cstdint>
 
+#include "proxy.cuh"
+
 namespace msgl {
 
 // A matrix of kCols columns in shared memory: blocks of 8 rows by kBlockCols columns, [rows / 8][kBlocks][8][kBlockCols].
@@ -52,10 +54,6 @@ private:
                kSwizzle << 62;
     }
 };
-
-// Orders earlier writes of this thread to shared memory before what the tensor cores and the copy engine do after the
-// next barrier.
-__device__ __forceinline__ void fence_async_proxy() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 
 // Writes 16 zeros.
 __device__ __forceinline__ void store_shared_zeros(uint32_t dst) {

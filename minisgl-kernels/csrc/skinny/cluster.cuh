@@ -366,7 +366,7 @@ __global__ void __launch_bounds__(kClusterThreads, kTiles <= 4 ? 3 : 2)
     mbarrier_arrive_expect(barriers.squares_full, p.rows * 4 << s.log_size);
   }
   __syncthreads();
-  cluster_arrive();
+  cluster_arrive_relaxed();
   if (warp == kClusterWarps) {
     if (threadIdx.x % 32 == 0) cluster_copy<kRowTiles>(p, s, slice, map, ring, barriers);
     __syncwarp();

@@ -4,10 +4,10 @@
 mod tuning;
 
 use super::bindings::{
-    msgl_attention_ctas_per_sm, msgl_attention_decode, msgl_attention_heads_per_job, msgl_attention_kernel,
-    msgl_attention_params, msgl_attention_plain, msgl_attention_plan, msgl_attention_plan_bytes,
-    msgl_attention_plan_params, msgl_attention_prefill, msgl_attention_sizes, msgl_attention_tile_rows,
-    msgl_dtype,
+    msgl_attention_clusters, msgl_attention_ctas_per_sm, msgl_attention_decode, msgl_attention_heads_per_job,
+    msgl_attention_kernel, msgl_attention_params, msgl_attention_plain, msgl_attention_plan,
+    msgl_attention_plan_bytes, msgl_attention_plan_params, msgl_attention_prefill, msgl_attention_sizes,
+    msgl_attention_tile_rows, msgl_dtype, msgl_has_rope_attention,
 };
 use super::memory::DeviceBuf;
 use super::options::AttnKernel;
@@ -18,6 +18,11 @@ use tuning::{Families, Offer};
 const OP: &str = "attention";
 /// The largest head of the plain kernel.
 const MAX_HEAD_DIM: usize = 512;
+/// Query rows of a decode job: `kJobRows` in csrc/attention/plan.cuh.
+const JOB_ROWS: usize = 8;
+/// Most sequences for which rotation inside of attention is quicker than before it: with more, a launch is no longer
+/// most of its time, and CTAs with many jobs rotate more often than others.
+const MAX_ROPE_SEQS: usize = 16;
 
 /// The work lists of a step and the scratch of its kernels.
 ///
@@ -30,6 +35,10 @@ pub struct AttnPlan {
     /// What runs prefill for the families.
     prefill: msgl_attention_kernel,
     sizes: msgl_attention_sizes,
+    /// Clusters of each of [`tuning::CLUSTER_CTAS`] that the device holds at once; zeros where decode has none.
+    clusters: [u32; 4],
+    /// Whether there is a decode kernel that rotates and stores.
+    has_rope: bool,
     /// `msgl_attention_plan_bytes(sizes)` bytes.
     buf: DeviceBuf,
 }
@@ -104,21 +113,47 @@ pub(crate) fn new_plan(cuda: &Cuda, spec: &AttnSpec, max_tokens: usize, max_seqs
         decode_rows: u32::MAX,
         decode_ctas: cuda.device.num_sms * ctas_per_sm,
         heads_per_job: heads_per_job.max(1),
+        grid_ctas: cuda.device.num_sms * ctas_per_sm,
+        cluster_ctas: 0,
     };
+    let (mut clusters, mut has_rope) = ([0; 4], false);
+    if decode == AttnKernel::Fi && sm >= 90 {
+        // SAFETY: any arguments will do; what they ask the runtime is about the current device, which is this one.
+        unsafe {
+            has_rope = msgl_has_rope_attention(dtype, head_dim, sm) != 0;
+            clusters = tuning::CLUSTER_CTAS.map(|ctas| msgl_attention_clusters(head_dim, sm, ctas));
+        }
+    }
     // SAFETY: reads `sizes` and returns a number.
     let size_bytes = unsafe { msgl_attention_plan_bytes(&sizes) };
     let buf = DeviceBuf::zeroed(&cuda.device, &cuda.stream, "attention plan", size_bytes)?;
-    Ok(AttnPlan { spec: *spec, families, prefill, sizes, buf })
+    Ok(AttnPlan { spec: *spec, families, prefill, sizes, clusters, has_rope, buf })
 }
 
 impl AttnPlan {
     /// The sizes for a step, or the error that the plan was made for something else.
-    fn sizes_for(&self, families: &Families, inputs: &CudaInputs) -> Result<msgl_attention_sizes> {
+    fn sizes_for(
+        &self,
+        cuda: &Cuda,
+        families: &Families,
+        inputs: &CudaInputs,
+    ) -> Result<msgl_attention_sizes> {
         let (num_tokens, num_seqs) = (inputs.layout.num_tokens, inputs.layout.num_seqs);
         check::below(OP, "num_seqs", num_seqs, self.sizes.max_seqs as usize + 1)?;
         let decode_rows = tuning::decode_rows(families, num_tokens, num_seqs);
         check::below(OP, "tiles", self.num_tiles(inputs, decode_rows), self.sizes.max_tiles as usize + 1)?;
-        Ok(msgl_attention_sizes { decode_rows, ..self.sizes })
+        let num_jobs = num_seqs * self.jobs_per_token();
+        let max_kv_len = cuda.lengths.expected(inputs.extent.max_kv_len);
+        let (cluster_ctas, grid_ctas) =
+            tuning::decode_grid(&self.clusters, num_jobs, max_kv_len, self.sizes.decode_ctas);
+        cuda.lengths.limit_to(tuning::max_cluster_kv_len(cluster_ctas));
+        Ok(msgl_attention_sizes { decode_rows, grid_ctas, cluster_ctas, ..self.sizes })
+    }
+
+    /// Decode's jobs for a sequence of one query token: groups of KV heads x tiles of query rows.
+    fn jobs_per_token(&self) -> usize {
+        let group = self.spec.num_heads / self.spec.num_kv_heads;
+        self.spec.num_kv_heads.div_ceil(self.sizes.heads_per_job as usize) * group.div_ceil(JOB_ROWS)
     }
 
     fn num_tiles(&self, inputs: &CudaInputs, decode_rows: u32) -> usize {
@@ -148,7 +183,7 @@ pub(crate) fn plan(cuda: &Cuda, plan: &mut AttnPlan, inputs: &CudaInputs, spec: 
         kv_lens: inputs.kv_lens(),
         seq_rows: inputs.seq_rows(),
         plan: plan.buf.as_ptr(),
-        sizes: plan.sizes_for(&families, inputs)?,
+        sizes: plan.sizes_for(cuda, &families, inputs)?,
         num_seqs: inputs.layout.num_seqs as u32,
     };
     // SAFETY: the plan has room for the sequences and tiles of these sizes, which `sizes_for` has checked;
@@ -167,6 +202,56 @@ pub(crate) fn attention(
     plan: &AttnPlan,
     spec: &AttnSpec,
 ) -> Result<()> {
+    let params = params(out, qkv, kv, inputs, state, plan, spec)?;
+    if params.num_tokens == 0 || params.num_slots == 0 {
+        return Ok(());
+    }
+    let named = [cuda.options.prefill, cuda.options.decode];
+    if qkv.dtype == DType::F32 && named.contains(&AttnKernel::Trtllm) {
+        return Err(KernelError::Unsupported {
+            op: OP,
+            what: "trtllm in f32".into(),
+            supported: "trtllm runs in bf16 and f16; fa, fi and auto run in f32 too".into(),
+        });
+    }
+    let families = match plan.families {
+        Some(families) if qkv.dtype != DType::F32 => families,
+        _ => {
+            let kernel = msgl_attention_kernel::MSGL_ATTENTION_PLAIN;
+            let params = msgl_attention_params { kernel, ..params };
+            // SAFETY: qkv, out and KV have the shapes that the params say; begin_step has checked rows, lengths
+            // and pages against the state and the KV, and the kernel limits slots to `num_slots`.
+            return unsafe { cuda.launch(OP, &params, msgl_attention_plain) };
+        }
+    };
+    let sizes = plan.sizes_for(cuda, &families, inputs)?;
+    let num_tiles = plan.num_tiles(inputs, sizes.decode_rows) as u32;
+    if num_tiles != 0 {
+        let params = msgl_attention_params { sizes, num_tiles, kernel: plan.prefill, ..params };
+        // SAFETY: as above, and the plan was made with the same sizes.
+        unsafe { cuda.launch(OP, &params, msgl_attention_prefill)? };
+    }
+    // A recorded step is replayed for other lengths.
+    let shortest_rows = inputs.extent.min_q_len * (spec.num_heads / spec.num_kv_heads);
+    let has_decode = cuda.is_capturing || shortest_rows <= sizes.decode_rows as usize;
+    if sizes.decode_rows != 0 && has_decode {
+        let params = msgl_attention_params { sizes, kernel: abi(families.decode), ..params };
+        // SAFETY: as above; the plan has the scratch of `decode_ctas` CTAs.
+        unsafe { cuda.launch(OP, &params, msgl_attention_decode)? };
+    }
+    Ok(())
+}
+
+/// Checks the arguments and fills in what the kernels take, but for the kernel and its share of the plan.
+fn params(
+    out: &mut Tensor<DeviceBuf>,
+    qkv: &Tensor<DeviceBuf>,
+    kv: &KvLayer<DeviceBuf>,
+    inputs: &CudaInputs,
+    state: &SeqState<DeviceBuf>,
+    plan: &AttnPlan,
+    spec: &AttnSpec,
+) -> Result<msgl_attention_params> {
     let (num_tokens, num_seqs, dtype) = (inputs.layout.num_tokens, inputs.layout.num_seqs, qkv.dtype);
     plan.check_spec(spec)?;
     check::tensor(OP, "qkv", qkv, num_tokens, spec.qkv_cols(), dtype)?;
@@ -177,18 +262,7 @@ pub(crate) fn attention(
     check::below(OP, "kv_len", inputs.extent.max_kv_len, state.max_pages * spec.page_size + 1)?;
     let num_slots = kv.k.rows.min(kv.v.rows);
     check::u32_of(OP, "kv.rows", num_slots)?;
-    if num_tokens == 0 || num_slots == 0 {
-        return Ok(());
-    }
-    let named = [cuda.options.prefill, cuda.options.decode];
-    if dtype == DType::F32 && named.contains(&AttnKernel::Trtllm) {
-        return Err(KernelError::Unsupported {
-            op: OP,
-            what: "trtllm in f32".into(),
-            supported: "trtllm runs in bf16 and f16; fa, fi and auto run in f32 too".into(),
-        });
-    }
-    let params = |sizes, num_tiles, kernel| msgl_attention_params {
+    Ok(msgl_attention_params {
         out: out.buf.as_ptr(),
         qkv: qkv.buf.as_ptr(),
         k: kv.k.buf.as_ptr(),
@@ -200,39 +274,39 @@ pub(crate) fn attention(
         plan: plan.buf.as_ptr(),
         qkv_stride: qkv.cols as i64,
         num_slots: num_slots as u64,
-        sizes,
+        sizes: plan.sizes,
         num_tokens: num_tokens as u32,
         num_seqs: num_seqs as u32,
-        num_tiles,
+        num_tiles: 0,
         page_size: spec.page_size as u32,
         max_pages: state.max_pages as u32,
         scale: spec.scale,
         dtype: check::abi(dtype),
-        kernel,
-    };
-    let families = match plan.families {
-        Some(families) if dtype != DType::F32 => families,
-        _ => {
-            let params = params(plan.sizes, 0, msgl_attention_kernel::MSGL_ATTENTION_PLAIN);
-            // SAFETY: qkv, out and KV have the shapes that the params say; begin_step has checked rows, lengths
-            // and pages against the state and the KV, and the kernel limits slots to `num_slots`.
-            return unsafe { cuda.launch(OP, &params, msgl_attention_plain) };
+        kernel: msgl_attention_kernel::MSGL_ATTENTION_PLAIN,
+    })
+}
+
+/// What the decode kernel that rotates takes, or none where this step or plan has no such kernel.
+pub(super) fn rope_params(
+    cuda: &Cuda,
+    out: &mut Tensor<DeviceBuf>,
+    qkv: &Tensor<DeviceBuf>,
+    kv: &KvLayer<DeviceBuf>,
+    inputs: &CudaInputs,
+    state: &SeqState<DeviceBuf>,
+    plan: &AttnPlan,
+    spec: &AttnSpec,
+) -> Result<Option<msgl_attention_params>> {
+    let params = params(out, qkv, kv, inputs, state, plan, spec)?;
+    let has_one_token_each = inputs.extent.max_q_len <= 1 && inputs.layout.num_seqs <= MAX_ROPE_SEQS;
+    let is_covered = plan.has_rope && qkv.dtype != DType::F32 && params.num_slots != 0;
+    match plan.families {
+        Some(families) if is_covered && has_one_token_each => {
+            let sizes = plan.sizes_for(cuda, &families, inputs)?;
+            let takes_all = sizes.decode_rows == u32::MAX && sizes.cluster_ctas > 1 && params.num_tokens != 0;
+            let kernel = abi(families.decode);
+            Ok(takes_all.then_some(msgl_attention_params { sizes, kernel, ..params }))
         }
-    };
-    let sizes = plan.sizes_for(&families, inputs)?;
-    let num_tiles = plan.num_tiles(inputs, sizes.decode_rows) as u32;
-    if num_tiles != 0 {
-        let params = params(sizes, num_tiles, plan.prefill);
-        // SAFETY: as above, and the plan was made with the same sizes.
-        unsafe { cuda.launch(OP, &params, msgl_attention_prefill)? };
+        _ => Ok(None),
     }
-    // A recorded step is replayed for other lengths.
-    let shortest_rows = inputs.extent.min_q_len * (spec.num_heads / spec.num_kv_heads);
-    let has_decode = cuda.is_capturing || shortest_rows <= sizes.decode_rows as usize;
-    if sizes.decode_rows != 0 && has_decode {
-        let params = params(sizes, 0, abi(families.decode));
-        // SAFETY: as above; the plan has the scratch of `decode_ctas` CTAs.
-        unsafe { cuda.launch(OP, &params, msgl_attention_decode)? };
-    }
-    Ok(())
 }

@@ -959,12 +959,14 @@ pub struct msgl_attention_sizes {
     pub decode_rows: u32,
     pub decode_ctas: u32,
     pub heads_per_job: u32,
+    pub grid_ctas: u32,
+    pub cluster_ctas: u32,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
     [
         "Size of msgl_attention_sizes",
-    ][::core::mem::size_of::<msgl_attention_sizes>() - 40usize];
+    ][::core::mem::size_of::<msgl_attention_sizes>() - 48usize];
     [
         "Alignment of msgl_attention_sizes",
     ][::core::mem::align_of::<msgl_attention_sizes>() - 4usize];
@@ -998,6 +1000,12 @@ const _: () = {
     [
         "Offset of field: msgl_attention_sizes::heads_per_job",
     ][::core::mem::offset_of!(msgl_attention_sizes, heads_per_job) - 36usize];
+    [
+        "Offset of field: msgl_attention_sizes::grid_ctas",
+    ][::core::mem::offset_of!(msgl_attention_sizes, grid_ctas) - 40usize];
+    [
+        "Offset of field: msgl_attention_sizes::cluster_ctas",
+    ][::core::mem::offset_of!(msgl_attention_sizes, cluster_ctas) - 44usize];
 };
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
@@ -1013,7 +1021,7 @@ pub struct msgl_attention_plan_params {
 const _: () = {
     [
         "Size of msgl_attention_plan_params",
-    ][::core::mem::size_of::<msgl_attention_plan_params>() - 80usize];
+    ][::core::mem::size_of::<msgl_attention_plan_params>() - 88usize];
     [
         "Alignment of msgl_attention_plan_params",
     ][::core::mem::align_of::<msgl_attention_plan_params>() - 8usize];
@@ -1034,7 +1042,7 @@ const _: () = {
     ][::core::mem::offset_of!(msgl_attention_plan_params, sizes) - 32usize];
     [
         "Offset of field: msgl_attention_plan_params::num_seqs",
-    ][::core::mem::offset_of!(msgl_attention_plan_params, num_seqs) - 72usize];
+    ][::core::mem::offset_of!(msgl_attention_plan_params, num_seqs) - 80usize];
 };
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
@@ -1064,7 +1072,7 @@ pub struct msgl_attention_params {
 const _: () = {
     [
         "Size of msgl_attention_params",
-    ][::core::mem::size_of::<msgl_attention_params>() - 160usize];
+    ][::core::mem::size_of::<msgl_attention_params>() - 168usize];
     [
         "Alignment of msgl_attention_params",
     ][::core::mem::align_of::<msgl_attention_params>() - 8usize];
@@ -1106,28 +1114,28 @@ const _: () = {
     ][::core::mem::offset_of!(msgl_attention_params, sizes) - 88usize];
     [
         "Offset of field: msgl_attention_params::num_tokens",
-    ][::core::mem::offset_of!(msgl_attention_params, num_tokens) - 128usize];
+    ][::core::mem::offset_of!(msgl_attention_params, num_tokens) - 136usize];
     [
         "Offset of field: msgl_attention_params::num_seqs",
-    ][::core::mem::offset_of!(msgl_attention_params, num_seqs) - 132usize];
+    ][::core::mem::offset_of!(msgl_attention_params, num_seqs) - 140usize];
     [
         "Offset of field: msgl_attention_params::num_tiles",
-    ][::core::mem::offset_of!(msgl_attention_params, num_tiles) - 136usize];
+    ][::core::mem::offset_of!(msgl_attention_params, num_tiles) - 144usize];
     [
         "Offset of field: msgl_attention_params::page_size",
-    ][::core::mem::offset_of!(msgl_attention_params, page_size) - 140usize];
+    ][::core::mem::offset_of!(msgl_attention_params, page_size) - 148usize];
     [
         "Offset of field: msgl_attention_params::max_pages",
-    ][::core::mem::offset_of!(msgl_attention_params, max_pages) - 144usize];
+    ][::core::mem::offset_of!(msgl_attention_params, max_pages) - 152usize];
     [
         "Offset of field: msgl_attention_params::scale",
-    ][::core::mem::offset_of!(msgl_attention_params, scale) - 148usize];
+    ][::core::mem::offset_of!(msgl_attention_params, scale) - 156usize];
     [
         "Offset of field: msgl_attention_params::dtype",
-    ][::core::mem::offset_of!(msgl_attention_params, dtype) - 152usize];
+    ][::core::mem::offset_of!(msgl_attention_params, dtype) - 160usize];
     [
         "Offset of field: msgl_attention_params::kernel",
-    ][::core::mem::offset_of!(msgl_attention_params, kernel) - 156usize];
+    ][::core::mem::offset_of!(msgl_attention_params, kernel) - 164usize];
 };
 unsafe extern "C" {
     pub fn msgl_attention_plan_bytes(sizes: *const msgl_attention_sizes) -> usize;
@@ -1157,6 +1165,9 @@ unsafe extern "C" {
     ) -> u32;
 }
 unsafe extern "C" {
+    pub fn msgl_attention_clusters(head_dim: u32, sm: u32, cluster_ctas: u32) -> u32;
+}
+unsafe extern "C" {
     pub fn msgl_attention_plan(
         params: *const msgl_attention_plan_params,
         stream: msgl_stream,
@@ -1177,6 +1188,36 @@ unsafe extern "C" {
 unsafe extern "C" {
     pub fn msgl_attention_plain(
         params: *const msgl_attention_params,
+        stream: msgl_stream,
+    ) -> ::core::ffi::c_int;
+}
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct msgl_rope_attention_params {
+    pub rope: msgl_rope_store_kv_params,
+    pub attention: msgl_attention_params,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    [
+        "Size of msgl_rope_attention_params",
+    ][::core::mem::size_of::<msgl_rope_attention_params>() - 272usize];
+    [
+        "Alignment of msgl_rope_attention_params",
+    ][::core::mem::align_of::<msgl_rope_attention_params>() - 8usize];
+    [
+        "Offset of field: msgl_rope_attention_params::rope",
+    ][::core::mem::offset_of!(msgl_rope_attention_params, rope) - 0usize];
+    [
+        "Offset of field: msgl_rope_attention_params::attention",
+    ][::core::mem::offset_of!(msgl_rope_attention_params, attention) - 104usize];
+};
+unsafe extern "C" {
+    pub fn msgl_has_rope_attention(dtype: msgl_dtype, head_dim: u32, sm: u32) -> u32;
+}
+unsafe extern "C" {
+    pub fn msgl_rope_attention(
+        params: *const msgl_rope_attention_params,
         stream: msgl_stream,
     ) -> ::core::ffi::c_int;
 }

@@ -11,18 +11,26 @@ use crate::{KernelError, Result};
 
 /// A recorded sequence of ops. The memory that the ops were given must live as long.
 pub struct CudaGraph {
+    /// For contexts of up to `max_short` positions.
+    short: Exec,
+    max_short: usize,
+    /// For longer ones, where they need another recording.
+    long: Option<Exec>,
+}
+
+struct Exec {
     exec: sys::CUgraphExec,
     device: Arc<Device>,
 }
 
 // SAFETY: a graph may be launched from any thread, one at a time, which `&mut Cuda` in `replay` ensures; it is
 // destroyed once, in drop.
-unsafe impl Send for CudaGraph {}
+unsafe impl Send for Exec {}
 
-impl Drop for CudaGraph {
+impl Drop for Exec {
     fn drop(&mut self) {
         if self.device.make_current().is_ok() {
-            // SAFETY: instantiated in `capture`, destroyed here only. A launch in flight keeps its own reference.
+            // SAFETY: instantiated in `capture_for`, destroyed here only. A launch in flight keeps its own reference.
             let _ = unsafe { result::graph::exec_destroy(self.exec) };
         }
     }
@@ -36,11 +44,29 @@ const MAX_ATTEMPTS: usize = 64;
 /// A capture is short, and is invalidated when another thread waits for the whole context meanwhile, as a library may
 /// that this process uses beside the engine: then it is begun again, and `body` called again.
 pub(crate) fn capture(cuda: &mut Cuda, body: &mut dyn FnMut(&mut Cuda) -> Result<()>) -> Result<CudaGraph> {
+    cuda.outside_capture("capture")?;
+    let (short, max_short) = capture_for(cuda, 0, body)?;
+    let long = match max_short {
+        usize::MAX => None,
+        _ => Some(capture_for(cuda, usize::MAX, body)?.0),
+    };
+    Ok(CudaGraph { short, max_short, long })
+}
+
+/// A recording for contexts of `max_kv_len` positions, and the longest ones that it is meant for.
+fn capture_for(
+    cuda: &mut Cuda,
+    max_kv_len: usize,
+    body: &mut dyn FnMut(&mut Cuda) -> Result<()>,
+) -> Result<(Exec, usize)> {
     const OP: &str = "capture";
-    cuda.outside_capture(OP)?;
     let mut attempt = 1;
+    let mut limit;
     let graph = loop {
-        match record(cuda, body)? {
+        cuda.lengths.begin_recording(max_kv_len);
+        let recording = record(cuda, body);
+        limit = cuda.lengths.end_recording();
+        match recording? {
             Recording::Graph(graph) => break graph,
             Recording::Failed(error) => return Err(error),
             Recording::Invalidated(error) if attempt == MAX_ATTEMPTS => return Err(error),
@@ -54,10 +80,10 @@ pub(crate) fn capture(cuda: &mut Cuda, body: &mut dyn FnMut(&mut Cuda) -> Result
         (exec, result::graph::destroy(graph))
     };
     let exec = cuda.device.check(OP, exec)?;
-    let graph = CudaGraph { exec, device: cuda.device.clone() };
+    let graph = Exec { exec, device: cuda.device.clone() };
     // SAFETY: graph and stream are alive. Uploading now takes the work off the first replay.
     cuda.device.check(OP, unsafe { result::graph::upload(graph.exec, cuda.stream.raw()) })?;
-    Ok(graph)
+    Ok((graph, limit))
 }
 
 /// What came of an attempt to record.
@@ -101,8 +127,12 @@ fn record(cuda: &mut Cuda, body: &mut dyn FnMut(&mut Cuda) -> Result<()>) -> Res
 /// See [`Backend::replay`](crate::Backend::replay).
 pub(crate) fn replay(cuda: &mut Cuda, graph: &CudaGraph) -> Result<()> {
     cuda.outside_capture("replay")?;
+    let recording = match &graph.long {
+        Some(long) if cuda.lengths.of_step() > graph.max_short => long,
+        _ => &graph.short,
+    };
     // SAFETY: graph and stream are alive.
-    cuda.device.check("replay", unsafe { result::graph::launch(graph.exec, cuda.stream.raw()) })
+    cuda.device.check("replay", unsafe { result::graph::launch(recording.exec, cuda.stream.raw()) })
 }
 
 /// See [`Backend::elapsed`](crate::Backend::elapsed).

@@ -209,6 +209,7 @@ pub(crate) fn begin_step(
         slots: kv.iter().map(|layer| (layer.k.rows.min(layer.v.rows), layer.page_size)).min(),
     };
     dst.extent = step_check::check(src, &limits)?;
+    cuda.lengths.begin_step(dst.extent.max_kv_len);
     dst.layout = Layout::new(src.num_tokens(), src.num_seqs(), src.num_samples());
     let tail = Tail::new(&dst.layout, src);
     let updates = step_check::last_updates(&src.page_updates, state.max_rows);

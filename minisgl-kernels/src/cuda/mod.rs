@@ -20,6 +20,7 @@ mod gather_samples;
 mod graph;
 mod inputs;
 mod layout;
+mod lengths;
 mod libraries;
 mod linear;
 mod load;
@@ -28,6 +29,7 @@ mod options;
 pub mod probe;
 mod read_back;
 mod rms_norm;
+mod rope_attention;
 mod rope_store_kv;
 mod sample;
 mod step_check;
@@ -69,6 +71,7 @@ pub struct Cuda {
     is_capturing: bool,
     /// Inside of [`Backend::tune`].
     is_tuning: bool,
+    lengths: lengths::Lengths,
     options: CudaOptions,
     device: Arc<Device>,
 }
@@ -100,6 +103,7 @@ impl Cuda {
             binding: Binding::new(),
             is_capturing: false,
             is_tuning: false,
+            lengths: lengths::Lengths::new(),
             options,
             device,
         })
@@ -378,6 +382,26 @@ impl Backend for Cuda {
     ) -> Result<()> {
         self.bind()?;
         attention::attention(self, out, qkv, kv, inputs, state, plan, spec)
+    }
+
+    fn rope_attention(
+        &mut self,
+        out: &mut Matrix,
+        qkv: &mut Matrix,
+        q_norm: Option<&Matrix>,
+        k_norm: Option<&Matrix>,
+        eps: f32,
+        rope: &Matrix,
+        kv: &mut KvLayer<DeviceBuf>,
+        inputs: &CudaInputs,
+        state: &SeqState<DeviceBuf>,
+        plan: &AttnPlan,
+        spec: &AttnSpec,
+    ) -> Result<()> {
+        self.bind()?;
+        rope_attention::rope_attention(
+            self, out, qkv, q_norm, k_norm, eps, rope, kv, inputs, state, plan, spec,
+        )
     }
 
     fn act_mul(

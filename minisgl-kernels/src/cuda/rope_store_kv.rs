@@ -21,6 +21,23 @@ pub(crate) fn rope_store_kv(
     spec: &AttnSpec,
     kv: &mut KvLayer<DeviceBuf>,
 ) -> Result<()> {
+    let params = params(qkv, q_norm, k_norm, eps, rope, inputs, spec, kv)?;
+    // SAFETY: qkv, norms, rope and KV have the shapes that the params say, which `params` has checked; the kernel
+    // compares every slot with `num_slots` and every position with `max_position`.
+    unsafe { cuda.launch(OP, &params, msgl_rope_store_kv) }
+}
+
+/// Checks the arguments and fills in what the kernels take.
+pub(crate) fn params(
+    qkv: &mut Tensor<DeviceBuf>,
+    q_norm: Option<&Tensor<DeviceBuf>>,
+    k_norm: Option<&Tensor<DeviceBuf>>,
+    eps: f32,
+    rope: &Tensor<DeviceBuf>,
+    inputs: &CudaInputs,
+    spec: &AttnSpec,
+    kv: &mut KvLayer<DeviceBuf>,
+) -> Result<msgl_rope_store_kv_params> {
     let (num_tokens, dtype) = (inputs.layout.num_tokens, qkv.dtype);
     if spec.head_dim == 0 || !spec.head_dim.is_multiple_of(2) || spec.head_dim > MAX_HEAD_DIM {
         return Err(KernelError::Unsupported {
@@ -41,7 +58,7 @@ pub(crate) fn rope_store_kv(
     let ptr = |norm: Option<&Tensor<DeviceBuf>>| {
         norm.map_or(std::ptr::null(), |n| n.buf.as_ptr::<std::ffi::c_void>().cast_const())
     };
-    let params = msgl_rope_store_kv_params {
+    Ok(msgl_rope_store_kv_params {
         qkv: qkv.buf.as_ptr(),
         q_norm: ptr(q_norm),
         k_norm: ptr(k_norm),
@@ -58,8 +75,5 @@ pub(crate) fn rope_store_kv(
         max_position: check::u32_of(OP, "rope.rows", rope.rows)?,
         eps,
         dtype: check::abi(dtype),
-    };
-    // SAFETY: qkv, norms, rope and KV have the shapes that the params say; the kernel compares every slot with
-    // `num_slots` and every position with `max_position`.
-    unsafe { cuda.launch(OP, &params, msgl_rope_store_kv) }
+    })
 }

@@ -29,6 +29,7 @@ pub mod naive;
 mod norm_gated_linear;
 mod norm_linear;
 mod rms_norm;
+mod rope_attention;
 mod rope_store_kv;
 mod sample;
 mod support;
@@ -114,7 +115,7 @@ macro_rules! registry {
 
 registry! {
     load_rows fill_random begin_step embedding rms_norm add_rms_norm add linear norm_linear linear_add
-    norm_gated_linear rope_store_kv attention act_mul gather_samples sample graph
+    norm_gated_linear rope_store_kv attention rope_attention act_mul gather_samples sample graph
 }
 
 /// The entry called `name`.

@@ -81,6 +81,39 @@ pub(super) fn decode_rows(families: &Families, num_tokens: usize, num_seqs: usiz
     }
 }
 
+/// KV positions for each CTA of a large cluster beyond which a grid without clusters is faster: a job has no more CTAs
+/// than its cluster, and where the plan cuts ranges instead, clusters of 4 and 8 fill the multiprocessors badly.
+const CLUSTER_CTA_TOKENS: usize = 256;
+
+/// The longest context that goes to clusters of this many CTAs.
+pub(super) fn max_cluster_kv_len(cluster_ctas: u32) -> usize {
+    if cluster_ctas <= 2 { usize::MAX } else { cluster_ctas as usize * CLUSTER_CTA_TOKENS }
+}
+
+/// Sizes of the decode clusters that may share a job, largest first.
+pub(super) const CLUSTER_CTAS: [u32; 4] = [8, 4, 2, 1];
+
+/// How decode's grid is made up: CTAs of a cluster, and of the grid.
+///
+/// The largest clusters of which the device holds one for each job at once: what a job's CTAs exchange then stays inside
+/// of a cluster, where that is quick. Whether a step's work goes to clusters is for the plan to say, which sees the
+/// lengths. `resident[i]` is how many clusters of `CLUSTER_CTAS[i]` the device holds, none where it has no clusters.
+pub(super) fn decode_grid(
+    resident: &[u32; 4],
+    num_jobs: usize,
+    max_kv_len: usize,
+    num_ctas: u32,
+) -> (u32, u32) {
+    let ranges = (u32::from(resident[3] != 0), num_ctas);
+    let fitting = CLUSTER_CTAS.iter().zip(resident).find(|&(_, &clusters)| num_jobs <= clusters as usize);
+    match fitting {
+        Some((&ctas, &clusters)) if ctas > 1 && max_kv_len <= max_cluster_kv_len(ctas) => {
+            (ctas, (clusters * ctas).min(num_ctas))
+        }
+        _ => ranges,
+    }
+}
+
 /// At least as many tiles of `tile_rows` query rows as prefill needs for a step of these sizes.
 ///
 /// A sequence wastes at most one tile, and one that prefill takes has more than `decode_rows` rows.
@@ -116,6 +149,23 @@ mod tests {
         for kernel in [Auto, Fa, Fi] {
             assert_eq!(choose(kernel, kernel, &odd).unwrap(), None);
         }
+    }
+
+    #[test]
+    fn jobs_go_to_the_largest_clusters_that_are_there_for_all_of_them() {
+        let resident = [30, 62, 132, 264];
+        let grid = |num_jobs, max_kv_len| decode_grid(&resident, num_jobs, max_kv_len, 264);
+        assert_eq!(grid(8, 0), (8, 240));
+        assert_eq!(grid(30, 2048), (8, 240));
+        assert_eq!(grid(31, 0), (4, 248));
+        assert_eq!(grid(63, 100_000), (2, 264));
+        assert_eq!(grid(133, 0), (1, 264));
+        assert_eq!(grid(1000, 0), (1, 264));
+        // Long contexts of few jobs.
+        assert_eq!(grid(8, 2049), (1, 264));
+        assert_eq!(grid(31, 1025), (1, 264));
+        // A device without clusters.
+        assert_eq!(decode_grid(&[0; 4], 8, 0, 264), (0, 264));
     }
 
     #[test]

@@ -34,6 +34,8 @@ pub enum Fault {
     AttentionReadsTail,
     AttentionPageTable,
     AttentionUnscaled,
+    RopeAttentionRawQueries,
+    RopeAttentionForgetsValue,
     SiluWithoutUp,
     GeluForTanh,
     GatherFirst,
@@ -53,7 +55,7 @@ pub enum Fault {
 
 impl Fault {
     /// Every fault and the op whose check must find it.
-    pub const ALL: [(Fault, &'static str); 45] = [
+    pub const ALL: [(Fault, &'static str); 47] = [
         (Fault::LoadTruncates, "load_rows"),
         (Fault::LoadFirstRow, "load_rows"),
         (Fault::RandomIgnoresSeed, "fill_random"),
@@ -86,6 +88,8 @@ impl Fault {
         (Fault::AttentionReadsTail, "attention"),
         (Fault::AttentionPageTable, "attention"),
         (Fault::AttentionUnscaled, "attention"),
+        (Fault::RopeAttentionRawQueries, "rope_attention"),
+        (Fault::RopeAttentionForgetsValue, "rope_attention"),
         (Fault::SiluWithoutUp, "act_mul"),
         (Fault::GeluForTanh, "act_mul"),
         (Fault::GatherFirst, "gather_samples"),

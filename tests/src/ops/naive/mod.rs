@@ -371,6 +371,9 @@ impl Backend for Naive {
     ) -> Result<()> {
         fits("rope_store_kv", "qkv.cols", spec.qkv_cols(), qkv.cols)?;
         fits("rope_store_kv", "rope.cols", spec.head_dim, rope.cols)?;
+        for norm in [q_norm, k_norm].into_iter().flatten() {
+            fits("rope_store_kv", "norm.cols", spec.head_dim, norm.cols)?;
+        }
         let (d, p, eps) = (spec.head_dim, precision(qkv.dtype), f64::from(eps));
         let tokens = inputs.step.num_tokens();
         let table = get(rope, rope.rows);
@@ -378,6 +381,8 @@ impl Backend for Naive {
         if self.has(Fault::RopePositionOffByOne) {
             positions.iter_mut().for_each(|position| *position = position.saturating_sub(1));
         }
+        let num_positions = positions.iter().max().map_or(0, |&last| last as usize + 1);
+        room("rope_store_kv", "rope.rows", num_positions, rope.rows)?;
         let mut values = get(qkv, tokens);
         for t in 0..tokens {
             let row = &mut values[t * spec.qkv_cols()..][..spec.qkv_cols()];
@@ -477,6 +482,31 @@ impl Backend for Naive {
             self.count_result(&mut out.buf);
         }
         Ok(())
+    }
+
+    fn rope_attention(
+        &mut self,
+        out: &mut Tensor<Vec<u8>>,
+        qkv: &mut Tensor<Vec<u8>>,
+        q_norm: Option<&Tensor<Vec<u8>>>,
+        k_norm: Option<&Tensor<Vec<u8>>>,
+        eps: f32,
+        rope: &Tensor<Vec<u8>>,
+        kv: &mut KvLayer<Vec<u8>>,
+        inputs: &NaiveInputs,
+        state: &SeqState<Vec<u8>>,
+        plan: &(),
+        spec: &AttnSpec,
+    ) -> Result<()> {
+        let (projected, before) = (qkv.buf.clone(), kv.v.buf.clone());
+        self.part().rope_store_kv(qkv, q_norm, k_norm, eps, rope, inputs, spec, kv)?;
+        if self.has(Fault::RopeAttentionRawQueries) {
+            qkv.buf = projected;
+        }
+        if self.has(Fault::RopeAttentionForgetsValue) {
+            kv.v.buf = before;
+        }
+        self.attention(out, qkv, kv, inputs, state, plan, spec)
     }
 
     fn act_mul(

@@ -1,0 +1,116 @@
+// Launches of the decode kernels: which instance a head size has, and how many clusters a device holds.
+#pragma once
+#include "decode.cuh"
+#include "launch.cuh"
+
+namespace msgl {
+
+// Allows a decode kernel what it needs at most. The same for all launches on a device: the limit belongs to the
+// process, and other threads set it too.
+template <typename Params>
+cudaError_t allow_decode_shared(void (*kernel)(Params), uint32_t bytes) {
+    return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
+}
+
+template <typename Params>
+int launch_decode(void (*kernel)(Params), uint32_t threads, uint32_t alone_bytes, uint32_t cluster_bytes,
+                  const msgl_attention_sizes& sizes, const Params& params, cudaStream_t stream) {
+    const uint32_t shared_bytes = alone_bytes + (sizes.cluster_ctas != 0 ? cluster_bytes : 0);
+    const cudaError_t status = allow_decode_shared(kernel, shared_bytes);
+    if (status != cudaSuccess) return status;
+    if (sizes.cluster_ctas > 1) {
+        launch_overlapped_clusters(kernel, sizes.grid_ctas, sizes.cluster_ctas, threads, shared_bytes, stream,
+                                   params);
+    } else {
+        launch_overlapped(kernel, sizes.grid_ctas, threads, shared_bytes, stream, params);
+    }
+    return cudaGetLastError();
+}
+
+// How many clusters of a kernel the current device holds at once; 0 where it has no clusters.
+template <typename Params>
+uint32_t resident_clusters(void (*kernel)(Params), uint32_t threads, uint32_t shared_bytes, uint32_t cluster_ctas) {
+    cudaLaunchAttribute cluster = {};
+    cluster.id = cudaLaunchAttributeClusterDimension;
+    cluster.val.clusterDim.x = cluster_ctas;
+    cluster.val.clusterDim.y = cluster.val.clusterDim.z = 1;
+    cudaLaunchConfig_t config = {};
+    config.gridDim = cluster_ctas;
+    config.blockDim = threads;
+    config.dynamicSmemBytes = shared_bytes;
+    config.attrs = &cluster;
+    config.numAttrs = 1;
+    int count = 0;
+    if (allow_decode_shared(kernel, shared_bytes) != cudaSuccess ||
+        cudaOccupancyMaxActiveClusters(&count, kernel, &config) != cudaSuccess) {
+        cudaGetLastError();
+        return 0;
+    }
+    return count;
+}
+
+template <typename T, int kHeadDim>
+int launch_decode_head(const msgl_attention_params& params, cudaStream_t stream) {
+    using Shape = DecodeShape<kHeadDim>;
+    return launch_decode(decode_kernel<T, kHeadDim>, Shape::kThreads, Shape::kSharedBytes, Shape::kClusterBytes,
+                         params.sizes, params, stream);
+}
+
+template <typename T>
+int launch_decode_dtype(const msgl_attention_params& params, cudaStream_t stream) {
+    switch (params.sizes.head_dim) {
+        case 64: return launch_decode_head<T, 64>(params, stream);
+        case 96: return launch_decode_head<T, 96>(params, stream);
+        case 128: return launch_decode_head<T, 128>(params, stream);
+        case 256: return launch_decode_head<T, 256>(params, stream);
+        default: return MSGL_ERROR_UNSUPPORTED;
+    }
+}
+
+// Of head sizes without a kernel that rotates.
+template <typename T>
+uint32_t decode_clusters_dtype(uint32_t head_dim, uint32_t cluster_ctas) {
+    const auto clusters = [&](auto kernel, auto shape) {
+        using Shape = decltype(shape);
+        return resident_clusters(kernel, Shape::kThreads, Shape::kSharedBytes + Shape::kClusterBytes, cluster_ctas);
+    };
+    switch (head_dim) {
+        case 96: return clusters(decode_kernel<T, 96>, DecodeShape<96>{});
+        case 256: return clusters(decode_kernel<T, 256>, DecodeShape<256>{});
+        default: return 0;
+    }
+}
+
+template <typename T, int kHeadDim>
+int launch_decode_rope_head(const msgl_rope_attention_params& params, cudaStream_t stream) {
+    using Shape = DecodeShape<kHeadDim>;
+    constexpr uint32_t kBytes = Shape::kSharedBytes + Shape::kRopeSharedBytes;
+    return launch_decode(decode_rope_kernel<T, kHeadDim>, Shape::kThreads, kBytes, 0, params.attention.sizes, params,
+                         stream);
+}
+
+template <typename T>
+int launch_decode_rope_dtype(const msgl_rope_attention_params& params, cudaStream_t stream) {
+    switch (params.attention.sizes.head_dim) {
+        case 64: return launch_decode_rope_head<T, 64>(params, stream);
+        case 128: return launch_decode_rope_head<T, 128>(params, stream);
+        default: return MSGL_ERROR_UNSUPPORTED;
+    }
+}
+
+// Of those that have one: it needs the most shared memory.
+template <typename T>
+uint32_t decode_rope_clusters_dtype(uint32_t head_dim, uint32_t cluster_ctas) {
+    const auto clusters = [&](auto kernel, auto shape) {
+        using Shape = decltype(shape);
+        constexpr uint32_t kBytes = Shape::kSharedBytes + Shape::kRopeSharedBytes;
+        return resident_clusters(kernel, Shape::kThreads, kBytes, cluster_ctas);
+    };
+    switch (head_dim) {
+        case 64: return clusters(decode_rope_kernel<T, 64>, DecodeShape<64>{});
+        case 128: return clusters(decode_rope_kernel<T, 128>, DecodeShape<128>{});
+        default: return 0;
+    }
+}
+
+}  // namespace msgl

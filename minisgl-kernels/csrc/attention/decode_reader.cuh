@@ -1,0 +1,126 @@
+// A decode warp's copies of K and V: rows go into a ring of its own, with one bulk copy a row where the chip has them
+// and with cp.async elsewhere, so that it waits for nothing but its own copies. Bulk copies ask L2 for whole rows: by
+// cp.async the same bytes were twice as many L2 sectors, and L2, not HBM, was the limit. The copy engine takes about
+// 5 ns for each copy whatever its size, so heads of 64 are read in pairs, which makes rows of 256 bytes of them too.
+#pragma once
+#include "decode_shape.cuh"
+#include "job.cuh"
+#include "ptx/bulk.cuh"
+#include "ptx/cp_async.cuh"
+#include "ptx/mbarrier.cuh"
+
+namespace msgl {
+
+// Copies K and V of the warp's pieces, running ahead of the arithmetic.
+template <typename T, int kHeadDim>
+struct DecodeReader {
+    using Shape = DecodeShape<kHeadDim>;
+
+    const msgl_attention_params& params;
+    const PlanView& view;
+    const JobSizes& sizes;
+    JobCursor cursor;
+    uint32_t warp;
+    uint32_t ring;         // stage 0 of the warp
+    uint32_t barriers;     // of stage 0 of the warp
+    uint32_t piece;        // the next to copy
+    uint32_t slot = 0;     // of token lane % 16 of that piece
+    bool is_done = false;  // there is no such piece
+    uint32_t write_stage = 0;
+    uint32_t read_stage = 0;
+    uint32_t read_parity = 0;
+
+    __device__ DecodeReader(const msgl_attention_params& params, const PlanView& view, const JobSizes& sizes,
+                            const JobCursor& start, uint32_t warp, uint32_t ring, uint32_t barriers)
+        : params(params),
+          view(view),
+          sizes(sizes),
+          cursor(start),
+          warp(warp),
+          ring(ring),
+          barriers(barriers),
+          piece(first_of_warp(start, warp)) {
+        settle();
+        look_up();
+    }
+
+    // The warp's first piece of a job. Warps go on in turn from job to job, so that none always has one more.
+    __device__ static uint32_t first_of_warp(const JobCursor& cursor, uint32_t warp) {
+        return cursor.piece + (warp + cursor.left) % Shape::kWarps;
+    }
+
+    // Copies a piece, and looks up the slots of the one after it, which are needed a stage later.
+    __device__ void copy() {
+        if (!is_done) {
+            const uint32_t lane = threadIdx.x % 32;
+            const uint32_t stage = ring + write_stage * Shape::kStageBytes;
+            const uint32_t bytes = cursor.num_heads(sizes) * Shape::kHeadBytes;
+#if __CUDA_ARCH__ >= 900
+            const uint32_t barrier = barriers + write_stage * 8;
+            if (lane == 0) mbarrier_arrive_expect(barrier, 2 * kPieceTokens * bytes);
+            __syncwarp();
+            const uint32_t row = lane % kPieceTokens;
+            const bool is_k = lane < kPieceTokens;
+            bulk_copy(stage + (is_k ? row * Shape::kKStride : Shape::kVOffset + row * Shape::kVStride),
+                      source(is_k ? params.k : params.v, slot), bytes, barrier, kEvictFirst);
+#else
+            constexpr uint32_t kChunks = Shape::kRowBytes / 16;
+#pragma unroll
+            for (int i = 0; i < Shape::kRowBytes / 32; ++i) {
+                const uint32_t row = (i * 32 + lane) / kChunks, chunk = (i * 32 + lane) % kChunks;
+                const uint32_t row_slot = __shfl_sync(~0u, slot, row);
+                const bool is_head = chunk * 16 < bytes;
+                const uint32_t offset = is_head ? chunk * 8 : 0;
+                cp_async_16(stage + row * Shape::kKStride + chunk * 16, source(params.k, row_slot) + offset, is_head);
+                cp_async_16(stage + Shape::kVOffset + row * Shape::kVStride + chunk * 16,
+                            source(params.v, row_slot) + offset, is_head);
+            }
+#endif
+            write_stage = write_stage + 1 == Shape::kDepth ? 0 : write_stage + 1;
+            piece += Shape::kWarps;
+            settle();
+            look_up();
+        }
+#if __CUDA_ARCH__ < 900
+        cp_async_commit();
+#endif
+    }
+
+    // Waits for the oldest piece and returns its stage.
+    __device__ uint32_t wait() {
+#if __CUDA_ARCH__ >= 900
+        mbarrier_wait(barriers + read_stage * 8, read_parity);
+#else
+        cp_async_wait<Shape::kDepth - 1>();
+#endif
+        __syncwarp();
+        return ring + read_stage * Shape::kStageBytes;
+    }
+
+    // Gives the stage of the oldest piece back and copies another into it.
+    __device__ void release() {
+        __syncwarp();
+        read_stage = read_stage + 1 == Shape::kDepth ? 0 : read_stage + 1;
+        if (read_stage == 0) read_parity ^= 1;
+        copy();
+    }
+
+  private:
+    __device__ const T* source(const void* kv, uint32_t row_slot) const {
+        return static_cast<const T*>(kv) + (size_t{row_slot} * sizes.num_kv_heads + cursor.first_head) * kHeadDim;
+    }
+
+    // Goes to the job that holds the warp's next piece.
+    __device__ void settle() {
+        while (!is_done && piece >= cursor.piece_end) {
+            is_done = !cursor.next(view, sizes);
+            piece = first_of_warp(cursor, warp);
+        }
+    }
+
+    __device__ void look_up() {
+        if (!is_done) slot = piece_slot(params, cursor, sizes, piece);
+    }
+};
+
+}  // namespace msgl
