@@ -31,65 +31,37 @@ cudaError_t allow_shared_memory(void (*kernel)(Params...)) {
 }
 
 // Enqueues `kernel`, which must call grid_wait() before it touches anything that a kernel before it writes or reads, in
-// clusters of `cluster` CTAs.
-template <typename... Params, typename... Args>
-void launch_overlapped_clusters(void (*kernel)(Params...), dim3 grid, uint32_t cluster, dim3 block, size_t shared_bytes,
-                                cudaStream_t stream, Args &&...args) {
-  cudaLaunchAttribute attributes[2] = {};
-  attributes[0].id = cudaLaunchAttributeClusterDimension;
-  attributes[0].val.clusterDim.x = cluster;
-  attributes[0].val.clusterDim.y = 1;
-  attributes[0].val.clusterDim.z = 1;
-  attributes[1].id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  attributes[1].val.programmaticStreamSerializationAllowed = 1;
-  cudaLaunchConfig_t config = {};
-  config.gridDim = grid;
-  config.blockDim = block;
-  config.dynamicSmemBytes = shared_bytes;
-  config.stream = stream;
-  config.attrs = attributes;
-  config.numAttrs = overlaps_launches(stream) ? 2 : 1;
-  // The error, if any, is the one that launch_status() reads.
-  cudaLaunchKernelEx(&config, kernel, static_cast<Params>(args)...);
-}
-
-// Enqueues `kernel`, which must call grid_wait() before it touches anything that a kernel before it writes or reads.
-template <typename... Params, typename... Args>
-void launch_overlapped(void (*kernel)(Params...), dim3 grid, dim3 block, size_t shared_bytes, cudaStream_t stream,
-                       Args &&...args) {
-  cudaLaunchAttribute attribute = {};
-  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  attribute.val.programmaticStreamSerializationAllowed = 1;
-  cudaLaunchConfig_t config = {};
-  config.gridDim = grid;
-  config.blockDim = block;
-  config.dynamicSmemBytes = shared_bytes;
-  config.stream = stream;
-  config.attrs = &attribute;
-  config.numAttrs = overlaps_launches(stream) ? 1 : 0;
-  // The error, if any, is the one that launch_status() reads.
-  cudaLaunchKernelEx(&config, kernel, static_cast<Params>(args)...);
-}
-
-// The same in clusters of `cluster_ctas` CTAs, along the first dimension of the grid (sm_90).
+// clusters of `cluster_ctas` CTAs along the first dimension of the grid (more than one: sm_90).
 template <typename... Params, typename... Args>
 void launch_overlapped_clusters(void (*kernel)(Params...), dim3 grid, uint32_t cluster_ctas, dim3 block,
                                 size_t shared_bytes, cudaStream_t stream, Args &&...args) {
   cudaLaunchAttribute attributes[2] = {};
-  attributes[0].id = cudaLaunchAttributeClusterDimension;
-  attributes[0].val.clusterDim.x = cluster_ctas;
-  attributes[0].val.clusterDim.y = attributes[0].val.clusterDim.z = 1;
-  attributes[1].id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  attributes[1].val.programmaticStreamSerializationAllowed = 1;
   cudaLaunchConfig_t config = {};
   config.gridDim = grid;
   config.blockDim = block;
   config.dynamicSmemBytes = shared_bytes;
   config.stream = stream;
   config.attrs = attributes;
-  config.numAttrs = overlaps_launches(stream) ? 2 : 1;
+  if (cluster_ctas > 1) {
+    cudaLaunchAttribute &attribute = attributes[config.numAttrs++];
+    attribute.id = cudaLaunchAttributeClusterDimension;
+    attribute.val.clusterDim.x = cluster_ctas;
+    attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
+  }
+  if (overlaps_launches(stream)) {
+    cudaLaunchAttribute &attribute = attributes[config.numAttrs++];
+    attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attribute.val.programmaticStreamSerializationAllowed = 1;
+  }
   // The error, if any, is the one that launch_status() reads.
   cudaLaunchKernelEx(&config, kernel, static_cast<Params>(args)...);
+}
+
+// The same without clusters.
+template <typename... Params, typename... Args>
+void launch_overlapped(void (*kernel)(Params...), dim3 grid, dim3 block, size_t shared_bytes, cudaStream_t stream,
+                       Args &&...args) {
+  launch_overlapped_clusters(kernel, grid, 1, block, shared_bytes, stream, static_cast<Args &&>(args)...);
 }
 
 }  // namespace msgl
