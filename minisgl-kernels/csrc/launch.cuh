@@ -16,20 +16,6 @@ inline bool overlaps_launches(cudaStream_t stream) {
   return major >= 9;
 }
 
-// Allows `kernel` all dynamic shared memory of the device. Always all of it: the limit belongs to the process, and another
-// engine's thread may launch the same kernel with a larger need between this call and the launch.
-template <typename... Params>
-cudaError_t allow_shared_memory(void (*kernel)(Params...)) {
-  int device = 0, most = 0;
-  cudaFuncAttributes attributes = {};
-  cudaError_t status = cudaGetDevice(&device);
-  if (status == cudaSuccess) status = cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
-  if (status == cudaSuccess) status = cudaFuncGetAttributes(&attributes, kernel);
-  if (status != cudaSuccess) return status;
-  const int dynamic_bytes = most - static_cast<int>(attributes.sharedSizeBytes);
-  return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, dynamic_bytes);
-}
-
 // Enqueues `kernel`, which must call grid_wait() before it touches anything that a kernel before it writes or reads, in
 // clusters of `cluster_ctas` CTAs along the first dimension of the grid (more than one: sm_90).
 template <typename... Params, typename... Args>

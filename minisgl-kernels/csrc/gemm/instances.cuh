@@ -54,7 +54,8 @@ int launch_gemm_epilogue(const msgl_gemm_params& p, cudaStream_t stream) {
     if (encode == nullptr || !encode_x_map<T>(encode, &maps.x, p) || !encode_weight_map<T>(encode, &maps.weight, p)) {
         return cudaErrorInvalidValue;
     }
-    const cudaError_t status = allow_shared_memory(kernel);
+    const cudaError_t status =
+        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kGemmSharedBytes);
     if (status != cudaSuccess) return status;
     const GemmTiles tiles = {ceil_div(p.rows, kGemmRows * kGemmCluster), ceil_div(p.n, kGemmCols)};
     const uint32_t clusters = p.num_sms / kGemmCluster;
