@@ -30,10 +30,10 @@ pub struct EngineConfig {
     pub cuda_graph_bs: Option<Vec<usize>>,
     /// Largest decode batch captured where `cuda_graph_bs` is `None`; `Some(0)` turns graphs off.
     pub cuda_graph_max_bs: Option<usize>,
-    /// On CUDA, in 16 bits: own kernels for linear layers of up to 64 tokens where they measure faster. Without them
-    /// every linear layer is cuBLASLt's, and a request's bits depend less on the size of its batch: the tests of
+    /// On CUDA, in 16 bits: own kernels for linear layers of up to 64 and of 512 and more tokens where they are faster. Without
+    /// them every linear layer is cuBLASLt's, and a request's bits depend less on the size of its batch: the tests of
     /// equality in 16 bits hold that way. cuBLASLt itself promises no order of sums that is the same for all sizes.
-    pub small_batch_kernels: bool,
+    pub own_linear_kernels: bool,
     /// Share of the device's memory that the engine may hold in all, in (0, 1]. On the CPU it is a share of what
     /// is free at start. `None`: 0.9 on CUDA, 0.5 on the CPU.
     pub memory_ratio: Option<f64>,
@@ -67,7 +67,7 @@ impl EngineConfig {
             attention_backend: AttentionBackend::default(),
             cuda_graph_bs: None,
             cuda_graph_max_bs: None,
-            small_batch_kernels: true,
+            own_linear_kernels: true,
             memory_ratio: None,
             num_page_override: None,
             max_seq_len_override: None,

@@ -167,7 +167,7 @@ impl Engine {
         use minisgl_kernels::cuda::{Cuda, CudaOptions, LinearKernel};
 
         let AttentionBackend { prefill, decode } = config.attention_backend;
-        let linear = if config.small_batch_kernels { LinearKernel::Auto } else { LinearKernel::Cublas };
+        let linear = if config.own_linear_kernels { LinearKernel::Auto } else { LinearKernel::Cublas };
         let options = CudaOptions { ordinal, prefill, decode, linear, ..CudaOptions::default() };
         Self::start_with(config, progress, move || Cuda::open(options))
     }

@@ -87,10 +87,10 @@ impl LLMBuilder {
         self
     }
 
-    /// On CUDA, in 16 bits: own kernels for linear layers of up to 64 tokens where they measure faster. Without them a
+    /// On CUDA, in 16 bits: own kernels for linear layers of up to 64 and of 512 and more tokens where they are faster. Without them a
     /// request's bits depend less on the size of its batch. Default: true.
-    pub fn small_batch_kernels(mut self, are_used: bool) -> Self {
-        self.config.small_batch_kernels = are_used;
+    pub fn own_linear_kernels(mut self, are_used: bool) -> Self {
+        self.config.own_linear_kernels = are_used;
         self
     }
 

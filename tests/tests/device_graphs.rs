@@ -50,7 +50,7 @@ fn check(kind: ModelKind, dtype: DType, head_dim: usize) {
         max_running_req: 12,
         cuda_graph_bs,
         cuda_graph_max_bs,
-        small_batch_kernels: false,
+        own_linear_kernels: false,
         ..EngineConfig::new(model.dir())
     };
     let generate = |config| run(&Engine::start(config, None).expect("a good model"), &requests);

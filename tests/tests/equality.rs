@@ -15,7 +15,7 @@ fn config(model: &TestModel, dtype: DType) -> EngineConfig {
         device: device(),
         num_page_override: Some(4096),
         threads: Some(2),
-        small_batch_kernels: false,
+        own_linear_kernels: false,
         ..EngineConfig::new(model.dir())
     }
 }

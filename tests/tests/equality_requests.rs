@@ -24,7 +24,7 @@ fn base() -> EngineConfig {
         num_page_override: Some(1024),
         max_seq_len_override: Some(256),
         threads: Some(2),
-        small_batch_kernels: false,
+        own_linear_kernels: false,
         ..EngineConfig::new(MODEL)
     }
 }

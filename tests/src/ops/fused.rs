@@ -132,6 +132,23 @@ pub(super) fn sums_of_magnitudes(x: &[f64], weight: &[f64], bias: Option<&[f64]>
     linear(&magnitudes(x), &magnitudes(weight), bias.map(magnitudes).as_deref(), k, Precision::F64)
 }
 
+/// What may be lost before a bias is added, for an element that is `sum` with its bias.
+///
+/// A weight of one row makes a product a matrix times a vector, and cuBLASLt's kernel for that rounds before it adds. No
+/// model has such a layer.
+pub(super) fn rounding_before_bias(
+    config: &CheckConfig,
+    dtype: DType,
+    n: usize,
+    bias: Option<&[f64]>,
+    sum: f64,
+) -> f64 {
+    match bias {
+        Some(bias) if n == 1 && config.truncates_sums => dtype.epsilon() / 2.0 * (sum - bias[0]).abs(),
+        _ => 0.0,
+    }
+}
+
 /// What may be lost in `linear(x)` for an `x` that was computed and rounded to `dtype` before, for each element.
 ///
 /// Six deviations of independent roundings of each element of `x` (uniform up to half an ulp, so half an ulp over the

@@ -3,7 +3,7 @@ use minisgl_reference::{Precision, linear};
 use proptest::prelude::*;
 
 use super::bench::{BenchCase, ModelShape, Rotation, Workload, noise};
-use super::fused::{self, Layer, many_tokens, product_property, sums_of_magnitudes};
+use super::fused::{self, Layer, many_tokens, product_property, rounding_before_bias, sums_of_magnitudes};
 use super::support::{Failure, Guarded, Rng, close, dtype, expect_err, one_of, precision, same_bits};
 use super::{CheckConfig, OpCases, fixed};
 
@@ -104,8 +104,11 @@ fn check_case<B: Backend>(
         if config.truncates_sums && dtype != DType::F32 {
             sums.iter_mut().zip(partial_sums(x, &weight, k)).for_each(|(sum, partial)| *sum += partial);
         }
+        let lost = |i: usize| {
+            DType::F32.epsilon() * sums[i] + rounding_before_bias(config, out_dtype, n, bias, exact[i])
+        };
         for found in found.chunks(exact.len()) {
-            close("out", out_dtype, n, found, &exact, &naive, |i| DType::F32.epsilon() * sums[i])?;
+            close("out", out_dtype, n, found, &exact, &naive, lost)?;
         }
     }
     Ok(())

@@ -2,7 +2,7 @@ use minisgl_kernels::{Backend, DType};
 use minisgl_reference::{Precision, linear};
 
 use super::bench::{BenchCase, ModelShape, Rotation, Workload, noise};
-use super::fused::{Case, Layer, product_property, strategy, sums_of_magnitudes};
+use super::fused::{Case, Layer, product_property, rounding_before_bias, strategy, sums_of_magnitudes};
 use super::support::{Failure, Guarded, Rng, close, expect_err, precision, same_bits};
 use super::{CheckConfig, OpCases, fixed};
 
@@ -48,8 +48,11 @@ fn check_case<B: Backend>(backend: &mut B, config: &CheckConfig, case: &Case) ->
     let naive: Vec<f64> = before.iter().zip(&rounded).map(|(r, d)| p.store(r + d)).collect();
     let sums = sums_of_magnitudes(&x, &weight, bias, k);
     // The f32 sum of a product as in `linear`, and what it adds, which may be rounded before it is added.
-    let lost =
-        |i: usize| DType::F32.epsilon() * (sums[i] + exact[i].abs()) + dtype.epsilon() / 2.0 * delta[i].abs();
+    let lost = |i: usize| {
+        DType::F32.epsilon() * (sums[i] + exact[i].abs())
+            + dtype.epsilon() / 2.0 * delta[i].abs()
+            + rounding_before_bias(config, dtype, n, bias, delta[i])
+    };
     close("residual", dtype, n, &found, &exact, &naive, lost)?;
     close("residual of the first row alone", dtype, n, &first, &exact[..n], &naive[..n], lost)
 }

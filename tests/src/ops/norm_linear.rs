@@ -2,7 +2,7 @@ use minisgl_kernels::{Backend, DType};
 use minisgl_reference::{Precision, linear, rms_norm};
 
 use super::bench::{BenchCase, ModelShape, Rotation, Workload, noise};
-use super::fused::{Case, Layer, product_property, rounding_of_x, strategy};
+use super::fused::{Case, Layer, product_property, rounding_before_bias, rounding_of_x, strategy};
 use super::support::{Failure, Guarded, Rng, close, expect_err, precision, same_bits};
 use super::{CheckConfig, OpCases, fixed};
 
@@ -55,9 +55,11 @@ fn check_case<B: Backend>(backend: &mut B, config: &CheckConfig, case: &Case) ->
     let naively = rms_norm(&x, &norm, f64::from(eps), precision(dtype));
     let exact = linear(&exactly, &weight, bias.as_deref(), k, Precision::F64);
     let naive = linear(&naively, &weight, bias.as_deref(), k, precision(out_dtype));
-    let lost = rounding_of_x(&exactly, &weight, k, dtype);
-    close("out", out_dtype, n, &found, &exact, &naive, |i| lost[i])?;
-    close("out of the first row alone", out_dtype, n, &first, &exact[..n], &naive[..n], |i| lost[i])
+    let lost_before = rounding_of_x(&exactly, &weight, k, dtype);
+    let lost =
+        |i: usize| lost_before[i] + rounding_before_bias(config, out_dtype, n, bias.as_deref(), exact[i]);
+    close("out", out_dtype, n, &found, &exact, &naive, lost)?;
+    close("out of the first row alone", out_dtype, n, &first, &exact[..n], &naive[..n], lost)
 }
 
 fn check_refusals<B: Backend>(backend: &mut B) -> Result<(), Failure> {
