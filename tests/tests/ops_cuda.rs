@@ -36,12 +36,24 @@ enum Linear {
     Gemm,
 }
 
+impl Linear {
+    fn name(self) -> String {
+        match self {
+            Self::Auto => "auto".to_owned(),
+            Self::Own(n) => format!("own{n}"),
+            Self::Gemm => "gemm".to_owned(),
+        }
+    }
+}
+
 fn main() {
     let args = Arguments::from_args();
     let missing = device::missing();
     let trial = |name: String, op: &'static str, families, linear| {
         Trial::test(name, move || device::check(op, families, linear)).with_ignored_flag(missing.is_some())
     };
+    let linear_trial =
+        |op: &'static str, linear: Linear| trial(format!("{op}::{}", linear.name()), op, [Auto; 2], linear);
     let mut trials = Vec::new();
     for &op in OPS {
         if op == "attention" {
@@ -51,11 +63,10 @@ fn main() {
             trials.push(trial(op.to_owned(), op, [Auto; 2], Linear::Auto));
         }
         if LINEAR_OPS.contains(&op) {
-            let own = |n| trial(format!("{op}::own{n}"), op, [Auto; 2], Linear::Own(n));
-            trials.extend((0..device::OWN_LINEAR_KERNELS).map(own));
+            trials.extend((0..device::OWN_LINEAR_KERNELS).map(|n| linear_trial(op, Linear::Own(n))));
         }
     }
-    trials.extend(GEMM_OPS.map(|op| trial(format!("{op}::gemm"), op, [Auto; 2], Linear::Gemm)));
+    trials.extend(GEMM_OPS.map(|op| linear_trial(op, Linear::Gemm)));
     let num_cases = trials.len();
     trials.push(Trial::test("a_missing_device_is_an_error_that_says_what_is_missing", device::open_too_high));
     let conclusion = libtest_mimic::run(&args, trials);
