@@ -11,6 +11,7 @@
 // 2 rows, and 2 chunks of V from every other of 8 rows.
 #pragma once
 #include "job.cuh"
+#include "ptx/shared.cuh"
 
 namespace msgl {
 
@@ -19,21 +20,6 @@ __host__ __device__ constexpr uint32_t k_row_stride(uint32_t row_bytes) {
 }
 
 __host__ __device__ constexpr uint32_t v_row_stride(uint32_t row_bytes) { return row_bytes + 16; }
-
-__device__ __forceinline__ uint4 load_shared_16(uint32_t address) {
-    uint4 x;
-    asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(x.x), "=r"(x.y), "=r"(x.z), "=r"(x.w)
-                 : "r"(address)
-                 : "memory");
-    return x;
-}
-
-__device__ __forceinline__ uint2 load_shared_8(uint32_t address) {
-    uint2 x;
-    asm volatile("ld.shared.v2.u32 {%0, %1}, [%2];" : "=r"(x.x), "=r"(x.y) : "r"(address) : "memory");
-    return x;
-}
 
 // With g = lane / 4 and t = lane % 4 a thread holds columns (query rows) 2t and 2t + 1.
 template <typename T, int kHeadDim>

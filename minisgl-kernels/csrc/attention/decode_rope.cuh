@@ -12,6 +12,7 @@
 #include "job.cuh"
 #include "ptx/cp_async.cuh"
 #include "ptx/proxy.cuh"
+#include "ptx/shared.cuh"
 
 namespace msgl {
 
@@ -24,10 +25,6 @@ __device__ __forceinline__ float2 unpack_pair<__nv_bfloat16>(uint32_t pair) {
 template <>
 __device__ __forceinline__ float2 unpack_pair<__half>(uint32_t pair) {
     return __half22float2(reinterpret_cast<const __half2&>(pair));
-}
-
-__device__ __forceinline__ void store_shared_4(uint32_t address, uint32_t x) {
-    asm volatile("st.shared.u32 [%0], %1;" ::"r"(address), "r"(x) : "memory");
 }
 
 // What a kernel without rotation has in its place.

@@ -20,18 +20,11 @@
 #include "ptx/mbarrier.cuh"
 #include "ptx/mma.cuh"
 #include "ptx/named_barrier.cuh"
+#include "ptx/shared.cuh"
 #include "skinny/pairs.cuh"
 #include "skinny/shape.cuh"
 
 namespace msgl {
-
-__device__ __forceinline__ uint4 load_shared_16(uint32_t address) {
-  uint4 v;
-  asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
-               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
-               : "r"(address));
-  return v;
-}
 
 // The rows of one pass of a CTA.
 struct SkinnyPass {
@@ -292,13 +285,13 @@ __global__ void __launch_bounds__(kSkinnyThreads, kTokenTiles <= 2 ? 2 : 1)
         const uint32_t offset = group * kGroupOfAll * 2;
         uint4 b[kTokenTiles];
 #pragma unroll
-        for (int m = 0; m < kTokenTiles; m++) b[m] = load_shared_16(x_row[m] + x_offset + offset);
+        for (int m = 0; m < kTokenTiles; m++) b[m] = load_shared_16_unordered(x_row[m] + x_offset + offset);
 #pragma unroll
         for (int r = 0; r < kRowTiles; r++) {
           if (r * 16 >= num_rows) break;
           const uint32_t at = weight_row + stage + offset + r * 16 * kRowStride;
-          const uint4 lo = load_shared_16(at);
-          const uint4 hi = r * 16 + 8 < num_rows ? load_shared_16(at + 8 * kRowStride) : lo;
+          const uint4 lo = load_shared_16_unordered(at);
+          const uint4 hi = r * 16 + 8 < num_rows ? load_shared_16_unordered(at + 8 * kRowStride) : lo;
 #pragma unroll
           for (int m = 0; m < kTokenTiles; m++) {
             mma_m16n8k16<T>(sums[r][m], lo.x, hi.x, lo.y, hi.y, b[m].x, b[m].y);
