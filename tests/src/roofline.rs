@@ -63,6 +63,15 @@ fn place(decades: &RangeInclusive<i32>, value: f64, first: f64, last: f64) -> f6
     first + (value.log10() - low) / (high - low) * (last - first)
 }
 
+/// How the points of a series look: discs, then rings in the same colours.
+fn style(series: usize) -> String {
+    let colour = COLOURS[series % COLOURS.len()];
+    match series / COLOURS.len() {
+        0 => format!("fill=\"{colour}\" fill-opacity=\"0.75\""),
+        _ => format!("fill=\"none\" stroke=\"{colour}\" stroke-width=\"1.5\""),
+    }
+}
+
 /// The plot of `points` under the roof that `limits` build. Points without arithmetic are left out.
 pub fn svg(title: &str, limits: &Limits, points: &[Point]) -> String {
     let drawn = |p: &&Point| p.intensity > 0.0 && p.flops_per_s > 0.0;
@@ -76,22 +85,22 @@ pub fn svg(title: &str, limits: &Limits, points: &[Point]) -> String {
     text(&mut out, LEFT, 26.0, "start", 15, title);
     grid(&mut out, &axes);
     roof(&mut out, &axes, limits);
-    let mut colours = BTreeMap::new();
+    let mut styles = BTreeMap::new();
     for point in &points {
-        let next = COLOURS[colours.len() % COLOURS.len()];
-        let colour = *colours.entry(point.series.as_str()).or_insert(next);
+        let next = style(styles.len());
+        let style = styles.entry(point.series.as_str()).or_insert(next);
         let (x, y) = (axes.x(point.intensity), axes.y(point.flops_per_s));
         let _ = writeln!(
             out,
-            "<circle cx=\"{x:.1}\" cy=\"{y:.1}\" r=\"3.2\" fill=\"{colour}\" fill-opacity=\"0.75\"><title>{}: {}/s\
+            "<circle cx=\"{x:.1}\" cy=\"{y:.1}\" r=\"3.2\" {style}><title>{}: {}/s\
              </title></circle>",
             escape(&point.name),
             unit(point.flops_per_s, "FLOP")
         );
     }
-    for (i, (series, colour)) in colours.iter().enumerate() {
+    for (i, (series, style)) in styles.iter().enumerate() {
         let y = TOP + 12.0 + 20.0 * i as f64;
-        let _ = writeln!(out, "<circle cx=\"{}\" cy=\"{y}\" r=\"4\" fill=\"{colour}\"/>", RIGHT + 24.0);
+        let _ = writeln!(out, "<circle cx=\"{}\" cy=\"{y}\" r=\"4\" {style}/>", RIGHT + 24.0);
         text(&mut out, RIGHT + 36.0, y + 4.0, "start", 12, series);
     }
     out.push_str("</svg>\n");
@@ -177,6 +186,12 @@ mod tests {
         assert_eq!(unit(4.26e12, "B"), "4.26 TB");
         assert_eq!(unit(1e11, "F"), "100 GF");
         assert_eq!(unit(20.0, "F"), "20 F");
+    }
+
+    #[test]
+    fn every_series_looks_different() {
+        let styles: std::collections::BTreeSet<_> = (0..2 * COLOURS.len()).map(style).collect();
+        assert_eq!(styles.len(), 2 * COLOURS.len());
     }
 
     #[test]
