@@ -4,7 +4,7 @@ use minisgl_kernels::{
 use minisgl_reference::{self as reference, Precision};
 use proptest::prelude::*;
 
-use super::bench::{BenchCase, Workload, noise};
+use super::bench::{BenchCase, Rotation, Workload, noise};
 use super::support::{
     Failure, Guarded, Rng, Scene, SeqShape, close, dtype, expect_err, one_of, precision, same_bits,
 };
@@ -296,6 +296,21 @@ pub(super) fn bench_step<B: Backend>(
     Ok((inputs, state, scene.num_slots()))
 }
 
+/// The KV storage of so many layers that caches have forgotten a layer of `kv_bytes` when it is met again.
+pub(super) fn bench_layers<B: Backend>(
+    backend: &mut B,
+    w: &Workload,
+    num_slots: usize,
+    kv_bytes: f64,
+) -> KernelResult<Rotation<KvLayer<B::Buf>>> {
+    let cols = w.attn_spec().kv_cols();
+    Rotation::new(w.copies(kv_bytes), |_| {
+        let k = noise(backend, w.dtype, num_slots, cols)?;
+        let v = noise(backend, w.dtype, num_slots, cols)?;
+        Ok(KvLayer { k, v, page_size: w.page_size })
+    })
+}
+
 fn bench<B: Backend>(w: &Workload) -> Vec<BenchCase<B>> {
     let (w, spec) = (*w, w.attn_spec());
     let kv_lens = w.kv_lens();
@@ -310,16 +325,9 @@ fn bench<B: Backend>(w: &Workload) -> Vec<BenchCase<B>> {
         backend.plan_attention(&mut plan, &inputs, &spec)?;
         let qkv = noise(backend, w.dtype, w.tokens(), spec.qkv_cols())?;
         let mut out = backend.tensor("out", w.dtype, w.tokens(), spec.q_cols())?;
-        let mut layers = Vec::new();
-        for _ in 0..w.copies(kv_bytes) {
-            let k = noise(backend, w.dtype, num_slots, spec.kv_cols())?;
-            let v = noise(backend, w.dtype, num_slots, spec.kv_cols())?;
-            layers.push(KvLayer { k, v, page_size: w.page_size });
-        }
-        let mut turn = 0;
+        let mut layers = bench_layers(backend, &w, num_slots, kv_bytes)?;
         Ok(move |backend: &mut B| {
-            turn = (turn + 1) % layers.len();
-            backend.attention(&mut out, &qkv, &layers[turn], &inputs, &state, &plan, &spec)
+            backend.attention(&mut out, &qkv, layers.turn(), &inputs, &state, &plan, &spec)
         })
     })]
 }

@@ -141,22 +141,22 @@ impl Workload {
     }
 }
 
-/// Tensors taken in turn, so many that caches have forgotten each when it is met again.
-pub struct Rotation<Buf> {
-    tensors: Vec<Tensor<Buf>>,
+/// Things taken in turn, so many that caches have forgotten each when it is met again.
+pub struct Rotation<T> {
+    items: Vec<T>,
     turn: usize,
 }
 
-impl<Buf> Rotation<Buf> {
-    /// `count` tensors, each made by `make` from its number.
-    pub fn new(count: usize, make: impl FnMut(usize) -> Result<Tensor<Buf>>) -> Result<Self> {
-        Ok(Self { tensors: (0..count).map(make).collect::<Result<_>>()?, turn: 0 })
+impl<T> Rotation<T> {
+    /// `count` things, each made by `make` from its number.
+    pub fn new(count: usize, make: impl FnMut(usize) -> Result<T>) -> Result<Self> {
+        Ok(Self { items: (0..count).map(make).collect::<Result<_>>()?, turn: 0 })
     }
 
     /// The next in turn.
-    pub fn turn(&mut self) -> &Tensor<Buf> {
-        self.turn = (self.turn + 1) % self.tensors.len();
-        &self.tensors[self.turn]
+    pub fn turn(&mut self) -> &mut T {
+        self.turn = (self.turn + 1) % self.items.len();
+        &mut self.items[self.turn]
     }
 }
 

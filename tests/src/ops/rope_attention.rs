@@ -290,16 +290,10 @@ fn bench<B: Backend>(w: &Workload) -> Vec<BenchCase<B>> {
         let rope = noise(backend, DType::F32, w.kv_len, spec.head_dim)?;
         let mut norm = backend.tensor("norm", w.dtype, 1, spec.head_dim)?;
         backend.fill_random(&mut norm, 1.0, 0.1, 3)?;
-        let mut layers = Vec::new();
-        for _ in 0..w.copies(kv_bytes) {
-            let k = noise(backend, w.dtype, num_slots, spec.kv_cols())?;
-            let v = noise(backend, w.dtype, num_slots, spec.kv_cols())?;
-            layers.push(KvLayer { k, v, page_size: w.page_size });
-        }
-        let (mut turn, has_norm) = (0, w.model.qk_norm);
+        let mut layers = super::attention::bench_layers(backend, &w, num_slots, kv_bytes)?;
+        let has_norm = w.model.qk_norm;
         Ok(move |backend: &mut B| {
-            turn = (turn + 1) % layers.len();
-            let (kv, norm) = (&mut layers[turn], has_norm.then_some(&norm));
+            let (kv, norm) = (layers.turn(), has_norm.then_some(&norm));
             backend.rope_attention(
                 &mut out, &mut qkv, norm, norm, 1e-6, &rope, kv, &inputs, &state, &plan, &spec,
             )
