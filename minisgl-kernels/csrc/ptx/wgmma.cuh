@@ -110,17 +110,20 @@ struct Wgmma;
     "%113,%114,%115,%116,%117,%118,%119,%120,%121,%122,%123,%124,%125,%126,%127"
 
 // The operands after the accumulators are numbered by hand: r0.. are those behind the last of them.
+#define MSGL_WGMMA_SHARED(ptx_type, columns, tiles, names, r0, r1, r2, ...)                                        \
+    /* A and B as rows along k. */                                                                                 \
+    __device__ static __forceinline__ void shared_a(float (&d)[tiles][4], uint64_t a, uint64_t b, int add) {       \
+        asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %" r2 ", 0;\n"                                              \
+                     "wgmma.mma_async.sync.aligned.m64n" columns "k16.f32." ptx_type "." ptx_type " {" names       \
+                     "}, %" r0 ", %" r1 ", p, 1, 1, 0, 0;\n}\n"                                                    \
+                     : __VA_ARGS__                                                                                 \
+                     : "l"(a), "l"(b), "r"(add));                                                                  \
+    }
+
 #define MSGL_WGMMA(type, ptx_type, columns, tiles, names, outputs, r0, r1, r2, r3, r4, r5)                         \
     template <>                                                                                                    \
     struct Wgmma<type, tiles> {                                                                                    \
-        /* A and B as rows along k. */                                                                             \
-        __device__ static __forceinline__ void shared_a(float (&d)[tiles][4], uint64_t a, uint64_t b, int add) {   \
-            asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %" r2 ", 0;\n"                                          \
-                         "wgmma.mma_async.sync.aligned.m64n" columns "k16.f32." ptx_type "." ptx_type " {" names   \
-                         "}, %" r0 ", %" r1 ", p, 1, 1, 0, 0;\n}\n"                                                \
-                         : outputs                                                                                 \
-                         : "l"(a), "l"(b), "r"(add));                                                              \
-        }                                                                                                          \
+        MSGL_WGMMA_SHARED(ptx_type, columns, tiles, names, r0, r1, r2, outputs)                                    \
         /* A from registers, B as rows along n. */                                                                 \
         __device__ static __forceinline__ void register_a(float (&d)[tiles][4], const uint32_t (&a)[4],            \
                                                           uint64_t b, int add) {                                   \
@@ -148,13 +151,7 @@ MSGL_WGMMA_SIZES(__half, "f16")
 #define MSGL_WGMMA_FEW(type, ptx_type, columns, tiles, names, outputs, r0, r1, r2)                                 \
     template <>                                                                                                    \
     struct Wgmma<type, tiles> {                                                                                    \
-        __device__ static __forceinline__ void shared_a(float (&d)[tiles][4], uint64_t a, uint64_t b, int add) {   \
-            asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %" r2 ", 0;\n"                                          \
-                         "wgmma.mma_async.sync.aligned.m64n" columns "k16.f32." ptx_type "." ptx_type " {" names   \
-                         "}, %" r0 ", %" r1 ", p, 1, 1, 0, 0;\n}\n"                                                \
-                         : outputs                                                                                 \
-                         : "l"(a), "l"(b), "r"(add));                                                              \
-        }                                                                                                          \
+        MSGL_WGMMA_SHARED(ptx_type, columns, tiles, names, r0, r1, r2, outputs)                                    \
     };
 
 #define MSGL_NAMES_4 "%0,%1,%2,%3"
