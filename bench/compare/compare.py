@@ -8,6 +8,7 @@ token, the prompt left out), and prompts alone (tokens a second). Engines that a
 
 * transformers: continuous batching (paged attention, CUDA graphs) for many requests; for one request `generate` with a
   static cache and a compiled decode step. What a careful user of transformers would do.
+* transformers-padded: the same library without continuous batching, one padded batch.
 * vLLM and SGLang: their offline engines with dummy weights and default settings.
 
 Every engine runs in a process of its own, so that none finds memory or caches of another. Nothing comes from the network.
@@ -24,7 +25,7 @@ import sys
 import time
 
 FOLDER = pathlib.Path(__file__).resolve().parent
-ENGINES = ["minisgl", "transformers", "vllm", "sglang"]
+ENGINES = ["minisgl", "transformers", "transformers-padded", "vllm", "sglang"]
 ALONE = dict(prompt_len=128, max_tokens=256)
 
 
@@ -58,7 +59,7 @@ def run_engine(engine, shape, args):
     """The figures of one engine, or why there are none."""
     if engine not in ENGINES:
         return f"unknown; known are {', '.join(ENGINES)}"
-    if engine != "minisgl" and importlib.util.find_spec(engine) is None:
+    if engine != "minisgl" and importlib.util.find_spec(engine.split("-")[0]) is None:
         return "not installed"
     command = [sys.executable, __file__, "--run-engine", engine, "--shapes", shape]
     for name in ("program", "parts", "workload", "prefill", "requests", "repeats"):
@@ -82,7 +83,7 @@ def print_table(shape, results, parts):
     own = results.get("minisgl")
     for engine, figures in results.items():
         if isinstance(figures, str):
-            print(f"  {engine:14}{figures}")
+            print(f"  {engine:20}{figures}")
             continue
         cells = []
         for part in parts:
@@ -92,7 +93,7 @@ def print_table(shape, results, parts):
                 ratio = figures[part] / own[part] if less_is_better else own[part] / figures[part]
                 cell += f" (minisgl is {ratio:.2f} times as fast)"
             cells.append(cell)
-        print(f"  {engine:14}" + "   ".join(cells))
+        print(f"  {engine:20}" + "   ".join(cells))
 
 
 def measure(engine, args):
@@ -110,7 +111,7 @@ def measure(engine, args):
         runner = MiniSgl(args.program, args.shapes, longest)
     else:
         sys.path.insert(0, str(FOLDER))
-        runner = importlib.import_module(f"with_{engine}").Runner(args.shapes, longest)
+        runner = importlib.import_module(f"with_{engine.replace('-', '_')}").Runner(args.shapes, longest)
     figures = {}
     for part in args.parts.split(","):
         requests, temperature = work[part]

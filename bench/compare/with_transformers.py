@@ -19,8 +19,8 @@ class Runner:
 
     def run(self, prompts, max_tokens, temperature):
         """Output tokens of each request."""
-        if len(prompts) == 1 or self.device == "cpu":
-            return [self.one(p, n, temperature) for p, n in zip(prompts, max_tokens)]
+        if len(prompts) == 1:
+            return [self.one(prompts[0], max_tokens[0], temperature)]
         return self.many(prompts, max_tokens, temperature)
 
     def sampling(self, temperature):
@@ -41,6 +41,8 @@ class Runner:
         return out.shape[1] - len(prompt)
 
     def many(self, prompts, max_tokens, temperature):
+        if self.device == "cpu":
+            return [self.one(p, n, temperature) for p, n in zip(prompts, max_tokens)]
         config = transformers.GenerationConfig(max_new_tokens=max(max_tokens), **self.sampling(temperature))
         if self.temperature_of_manager != temperature:
             # It samples as it was told first.
