@@ -121,9 +121,8 @@ impl CudaInputs {
 
 /// Writes `values` to `bytes` at `offset` in the device's byte order, which is the host's.
 fn put<const N: usize>(bytes: &mut [u8], offset: usize, values: impl Iterator<Item = [u8; N]>) {
-    for (chunk, value) in bytes[offset..].chunks_exact_mut(N).zip(values) {
-        chunk.copy_from_slice(&value);
-    }
+    let (chunks, _) = bytes[offset..].as_chunks_mut();
+    chunks.iter_mut().zip(values).for_each(|(chunk, value)| *chunk = value);
 }
 
 /// The bytes of a `msgl_sample_spec`.
@@ -142,28 +141,23 @@ fn sample_bytes(s: &SampleParams) -> [u8; super::layout::SAMPLE_BYTES] {
         s.repetition_penalty.to_bits(),
         s.num_logprobs as u32,
     ];
-    let mut bytes = [0; super::layout::SAMPLE_BYTES];
-    put(&mut bytes, 0, words.iter().map(|w| w.to_le_bytes()));
-    bytes
+    *words.map(u32::to_le_bytes).as_flattened().first_chunk().expect("a word for each field")
 }
 
 /// Packs the sections. Whatever the step leaves undefined in its padding becomes a harmless value here.
 fn pack_sections(bytes: &mut [u8], layout: &Layout, src: &StepInputs) {
-    let is_padding = |t: usize| src.slots[t] == PADDING;
-    let token = |(t, id): (usize, &i32)| if is_padding(t) { 0i32 } else { *id }.to_le_bytes();
-    let position = |(t, p): (usize, &u32)| if is_padding(t) { 0 } else { *p }.to_le_bytes();
-    put(bytes, layout.token_ids, src.token_ids.iter().enumerate().map(token));
-    put(bytes, layout.positions, src.positions.iter().enumerate().map(position));
+    let token = |(&id, &slot): (&i32, &u32)| if slot == PADDING { 0 } else { id }.to_le_bytes();
+    let position = |(&p, &slot): (&u32, &u32)| if slot == PADDING { 0 } else { p }.to_le_bytes();
+    put(bytes, layout.token_ids, src.token_ids.iter().zip(&src.slots).map(token));
+    put(bytes, layout.positions, src.positions.iter().zip(&src.slots).map(position));
     put(bytes, layout.slots, src.slots.iter().map(|s| s.to_le_bytes()));
     put(bytes, layout.cu_q_lens, src.cu_q_lens.iter().map(|n| n.to_le_bytes()));
-    let has_queries = |s: usize| src.cu_q_lens[s] < src.cu_q_lens[s + 1];
-    let kv_len = |(s, n): (usize, &u32)| if has_queries(s) { *n } else { 0 }.to_le_bytes();
-    let row = |(s, r): (usize, &u32)| if has_queries(s) { *r } else { 0 }.to_le_bytes();
-    put(bytes, layout.kv_lens, src.kv_lens.iter().enumerate().map(kv_len));
-    put(bytes, layout.seq_rows, src.seq_rows.iter().enumerate().map(row));
-    let sample_token = |(t, s): (&u32, &SampleParams)| if s.seq_row == PADDING { PADDING } else { *t };
-    let sample_tokens = src.sample_tokens.iter().zip(&src.samples).map(|s| sample_token(s).to_le_bytes());
-    put(bytes, layout.sample_tokens, sample_tokens);
+    let of_queries = |(&n, ends): (&u32, &[u32])| if ends[0] < ends[1] { n } else { 0 }.to_le_bytes();
+    put(bytes, layout.kv_lens, src.kv_lens.iter().zip(src.cu_q_lens.windows(2)).map(of_queries));
+    put(bytes, layout.seq_rows, src.seq_rows.iter().zip(src.cu_q_lens.windows(2)).map(of_queries));
+    let sample_token =
+        |(&t, s): (&u32, &SampleParams)| if s.seq_row == PADDING { PADDING } else { t }.to_le_bytes();
+    put(bytes, layout.sample_tokens, src.sample_tokens.iter().zip(&src.samples).map(sample_token));
     put(bytes, layout.samples, src.samples.iter().map(sample_bytes));
 }
 
