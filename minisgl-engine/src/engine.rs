@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, mpsc};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -15,7 +15,7 @@ use crate::queue::Queue;
 use crate::request::{Event, Request, RequestId, Sink};
 use crate::runner::{Runner, RunnerConfig};
 use crate::scheduler::{Scheduler, SchedulerConfig};
-use crate::stats::Stats;
+use crate::stats::{Stats, StepLog, StepRecord};
 use crate::worker::Worker;
 use crate::{EngineError, Result};
 
@@ -98,12 +98,26 @@ pub(crate) struct Queued {
 pub(crate) struct Shared {
     /// Closed with the reason once the engine has stopped.
     pub(crate) commands: Queue<Command, EngineError>,
-    stats: Mutex<Stats>,
+    observed: Mutex<Observed>,
+}
+
+/// What callers can ask of the engine's thread.
+#[derive(Default)]
+struct Observed {
+    stats: Stats,
+    log: StepLog,
 }
 
 impl Shared {
-    pub(crate) fn set_stats(&self, stats: &Stats) {
-        self.stats.lock().unwrap_or_else(PoisonError::into_inner).clone_from(stats);
+    fn observed(&self) -> MutexGuard<'_, Observed> {
+        self.observed.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes note of one more turn of the loop.
+    pub(crate) fn observe(&self, stats: &Stats, record: StepRecord) {
+        let mut observed = self.observed();
+        observed.stats.clone_from(stats);
+        observed.log.push(record);
     }
 
     /// Refuses commands from now on, and tells those that nobody took. Who comes later is told that the engine is
@@ -123,7 +137,10 @@ impl Shared {
 
 /// Sends a request's last event while the engine stops. A sink that panics must not keep the others waiting.
 pub(crate) fn fail(mut sink: Box<dyn Sink>, reason: &EngineError) {
-    let body = std::panic::AssertUnwindSafe(move || sink.send(Event::Failed(reason.clone())));
+    let body = std::panic::AssertUnwindSafe(move || {
+        sink.send(Event::Failed(reason.clone()));
+        sink.flush();
+    });
     if std::panic::catch_unwind(body).is_err() {
         tracing::error!("a sink panicked while the engine stopped");
     }
@@ -188,7 +205,7 @@ impl Engine {
             false => Some(Checkpoint::open(&config.model_path)?),
         };
         let (ready_tx, ready) = mpsc::channel();
-        let shared = Arc::new(Shared { commands: Queue::new(), stats: Mutex::default() });
+        let shared = Arc::new(Shared { commands: Queue::new(), observed: Mutex::default() });
         let seen = Arc::clone(&shared);
         let thread = std::thread::Builder::new()
             .name("minisgl-engine".into())
@@ -258,7 +275,12 @@ impl Engine {
 
     /// Counters as of the last step.
     pub fn stats(&self) -> Stats {
-        self.shared.stats.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.shared.observed().stats.clone()
+    }
+
+    /// The latest turns of its loop, at most 1024, oldest first.
+    pub fn recent_steps(&self) -> Vec<StepRecord> {
+        self.shared.observed().log.to_vec()
     }
 }
 

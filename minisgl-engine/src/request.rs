@@ -121,4 +121,8 @@ pub enum Event {
 pub trait Sink: Send {
     /// Takes one event. Returning `false` says that nobody listens any more: the request is aborted.
     fn send(&mut self, event: Event) -> bool;
+
+    /// Called when the events of a step have been sent, to this sink and to the others: what `send` has kept back, or a
+    /// receiver that it has left asleep, must wait no longer.
+    fn flush(&mut self) {}
 }

@@ -1,3 +1,4 @@
+use std::collections::VecDeque;
 use std::time::Duration;
 
 use crate::scheduler::Counters;
@@ -19,7 +20,8 @@ pub struct Stats {
     pub busy_time: Duration,
 }
 
-/// Where the host's time of one step goes.
+/// Where the host's time of one step goes: of one turn of the loop, which with overlap launches a step and commits the
+/// one before.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct StepTimes {
     /// Planning it.
@@ -30,6 +32,42 @@ pub struct StepTimes {
     pub wait: Duration,
     /// Taking its results in and handing its tokens out.
     pub commit: Duration,
+    /// The rest of the turn: taking commands and publishing counters.
+    pub other: Duration,
+}
+
+/// One turn of the engine's loop.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct StepRecord {
+    /// Sequences in the step that it launched; 0 where it launched none.
+    pub num_seqs: usize,
+    /// Whether each of them computed one token.
+    pub is_decode: bool,
+    /// Where its time went.
+    pub times: StepTimes,
+}
+
+/// The latest turns of the engine's loop.
+#[derive(Debug, Default)]
+pub(crate) struct StepLog {
+    records: VecDeque<StepRecord>,
+}
+
+impl StepLog {
+    /// Turns that are remembered.
+    pub(crate) const CAPACITY: usize = 1024;
+
+    pub(crate) fn push(&mut self, record: StepRecord) {
+        if self.records.len() == Self::CAPACITY {
+            self.records.pop_front();
+        }
+        self.records.push_back(record);
+    }
+
+    /// Oldest first.
+    pub(crate) fn to_vec(&self) -> Vec<StepRecord> {
+        self.records.iter().copied().collect()
+    }
 }
 
 impl Stats {
@@ -61,7 +99,23 @@ impl Stats {
             launch: each(self.launch_time),
             wait: each(self.wait_time),
             commit: each(self.commit_time),
+            other: each(
+                self.busy_time.saturating_sub(
+                    self.schedule_time + self.launch_time + self.wait_time + self.commit_time,
+                ),
+            ),
         }
+    }
+
+    /// Adds a turn of the loop, and gives `times` what is left of it.
+    pub(crate) fn add(&mut self, turn: Duration, times: &mut StepTimes) {
+        let StepTimes { schedule, launch, wait, commit, .. } = *times;
+        times.other = turn.saturating_sub(schedule + launch + wait + commit);
+        self.schedule_time += schedule;
+        self.launch_time += launch;
+        self.wait_time += wait;
+        self.commit_time += commit;
+        self.busy_time += turn;
     }
 
     fn per_s(&self, num_tokens: u64) -> f64 {
@@ -99,8 +153,23 @@ mod tests {
         };
         assert_eq!(stats.prefix_hit_rate(), 0.25);
         assert_eq!((stats.output_tokens_per_s(), stats.prompt_tokens_per_s()), (4.0, 20.0));
-        let expected =
-            StepTimes { schedule: micros(2), launch: micros(1), wait: micros(10), commit: micros(5) };
+        let expected = StepTimes {
+            schedule: micros(2),
+            launch: micros(1),
+            wait: micros(10),
+            commit: micros(5),
+            other: micros(375_000 - 18),
+        };
         assert_eq!(stats.mean_step(), expected);
+    }
+
+    #[test]
+    fn a_log_keeps_the_latest_steps() {
+        let mut log = StepLog::default();
+        for num_seqs in 0..StepLog::CAPACITY + 3 {
+            log.push(StepRecord { num_seqs, ..StepRecord::default() });
+        }
+        let kept: Vec<usize> = log.to_vec().iter().map(|record| record.num_seqs).collect();
+        assert_eq!(kept, (3..StepLog::CAPACITY + 3).collect::<Vec<_>>());
     }
 }

@@ -1,18 +1,19 @@
 //! The engine's thread: the loop that keeps at most one step in flight.
 
-use std::collections::HashMap;
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Instant;
 
 use minisgl_kernels::{Backend, MAX_LOGPROBS, Samples};
+use rustc_hash::FxHashMap;
 use tracing::{Level, span};
 
 use crate::batch::Batch;
 use crate::engine::{Command, Queued, Shared, fail};
-use crate::request::{Event, FinishReason, RequestId, Sink, Timings, TokenLogprobs};
+use crate::request::{Event, RequestId, Sink, Timings, TokenLogprobs};
 use crate::runner::{Launch, Runner};
 use crate::scheduler::{Scheduler, Update};
-use crate::stats::Stats;
+use crate::stats::{Stats, StepRecord, StepTimes};
 use crate::{EngineError, Result};
 
 pub(crate) struct Worker<B: Backend> {
@@ -21,9 +22,12 @@ pub(crate) struct Worker<B: Backend> {
     shared: Arc<Shared>,
     /// Whether a step is launched before the one in flight is read.
     overlap: bool,
-    active: HashMap<RequestId, Active>,
+    /// Looked up for every token: a hash that withstands chosen keys would cost as much as the rest of handing it out.
+    active: FxHashMap<RequestId, Active>,
     batch: Batch,
     updates: Vec<Update>,
+    /// Sinks of requests that ended in this turn of the loop, until they are flushed.
+    ended: Vec<Box<dyn Sink>>,
     stats: Stats,
 }
 
@@ -43,9 +47,10 @@ impl<B: Backend> Worker<B> {
             scheduler,
             shared,
             overlap,
-            active: HashMap::new(),
+            active: FxHashMap::default(),
             batch: Batch::default(),
             updates: Vec::new(),
+            ended: Vec::new(),
             stats: Stats::default(),
         }
     }
@@ -72,13 +77,18 @@ impl<B: Backend> Worker<B> {
         let mut in_flight: Option<Launch<B>> = None;
         loop {
             let idle = in_flight.is_none() && self.scheduler.is_idle();
+            let mut start = Instant::now();
             if !self.take_commands(idle) {
                 return Ok(());
             }
-            let start = Instant::now();
-            let launch = self.plan_and_launch()?;
+            if idle {
+                start = Instant::now();
+            }
+            let mut times = StepTimes::default();
+            let launch = self.plan_and_launch(&mut times)?;
+            let (num_seqs, is_decode) = (self.batch.seqs.len(), self.batch.is_decode);
             if let Some(step) = in_flight.take() {
-                self.commit(step)?;
+                self.commit(step, &mut times)?;
             } else if launch.is_none() && !self.scheduler.is_idle() {
                 return Err(EngineError::Dead(
                     "no waiting request can be scheduled: this is a defect".into(),
@@ -86,20 +96,21 @@ impl<B: Backend> Worker<B> {
             }
             match launch {
                 Some(step) if self.overlap => in_flight = Some(step),
-                Some(step) => self.commit(step)?,
+                Some(step) => self.commit(step, &mut times)?,
                 None => {}
             }
-            self.stats.busy_time += start.elapsed();
             self.stats.counters = self.scheduler.counters();
-            self.shared.set_stats(&self.stats);
+            let turn = start.elapsed();
+            self.stats.add(turn, &mut times);
+            self.shared.observe(&self.stats, StepRecord { num_seqs, is_decode, times });
         }
     }
 
-    fn plan_and_launch(&mut self) -> Result<Option<Launch<B>>> {
+    fn plan_and_launch(&mut self, times: &mut StepTimes) -> Result<Option<Launch<B>>> {
         let start = Instant::now();
         let planned = span!(Level::TRACE, "schedule").in_scope(|| self.scheduler.schedule(&mut self.batch));
         let scheduled = Instant::now();
-        self.stats.schedule_time += scheduled - start;
+        times.schedule = scheduled - start;
         if !planned {
             return Ok(None);
         }
@@ -111,26 +122,29 @@ impl<B: Backend> Worker<B> {
         let tokens = self.batch.inputs.num_tokens();
         let launch = span!(Level::TRACE, "launch", seqs = self.batch.seqs.len(), tokens)
             .in_scope(|| self.runner.launch(&mut self.batch))?;
-        self.stats.launch_time += scheduled.elapsed();
+        times.launch = scheduled.elapsed();
         Ok(Some(launch))
     }
 
-    fn commit(&mut self, step: Launch<B>) -> Result<()> {
+    fn commit(&mut self, step: Launch<B>, times: &mut StepTimes) -> Result<()> {
         let start = Instant::now();
         let samples = span!(Level::TRACE, "wait").in_scope(|| self.runner.wait(step))?;
         let waited = Instant::now();
-        self.stats.wait_time += waited - start;
+        times.wait += waited - start;
         span!(Level::TRACE, "commit").in_scope(|| {
             self.scheduler.commit(&samples, &mut self.updates);
-            self.hand_out(&samples);
+            self.hand_out(&samples, waited);
         });
-        self.stats.commit_time += waited.elapsed();
+        times.commit += waited.elapsed();
         Ok(())
     }
 
     /// Takes every command that is there; waits for one if `idle`. `false` says that the engine was dropped.
     fn take_commands(&mut self, idle: bool) -> bool {
-        let Some(commands) = self.shared.commands.take(idle) else { return false };
+        let mut commands = VecDeque::new();
+        if !self.shared.commands.take(&mut commands, idle) {
+            return false;
+        }
         for command in commands {
             match command {
                 Command::Submit(submissions) => {
@@ -138,7 +152,7 @@ impl<B: Backend> Worker<B> {
                 }
                 Command::Abort(id) => {
                     self.scheduler.abort(id, &mut self.updates);
-                    self.hand_out(&Samples::default());
+                    self.hand_out(&Samples::default(), Instant::now());
                 }
             }
         }
@@ -157,33 +171,36 @@ impl<B: Backend> Worker<B> {
                 }
                 Err(error) => {
                     sink.send(Event::Failed(error.clone()));
+                    sink.flush();
                 }
             }
         }
     }
 
-    /// Passes updates on to the sinks, and aborts the requests whose sinks are gone.
-    fn hand_out(&mut self, samples: &Samples) {
-        let mut deaf: Vec<RequestId> = Vec::new();
+    /// Passes updates on to the sinks, and aborts the requests whose sinks are gone. `now` is when they became known.
+    fn hand_out(&mut self, samples: &Samples, now: Instant) {
         let mut updates = std::mem::take(&mut self.updates);
-        loop {
-            for update in updates.drain(..) {
-                if let Some(id) = self.pass_on(&update, samples) {
-                    deaf.push(id);
-                }
-            }
-            match deaf.pop() {
-                Some(id) => self.scheduler.abort(id, &mut updates),
-                None => break,
+        let mut at = 0;
+        while let Some(&update) = updates.get(at) {
+            at += 1;
+            if let Some(deaf) = self.pass_on(update, samples, now) {
+                self.scheduler.abort(deaf, &mut updates);
             }
         }
+        for update in updates.drain(..) {
+            if let Update::Token { id, .. } = update
+                && let Some(active) = self.active.get_mut(&id)
+            {
+                active.sink.flush();
+            }
+        }
+        self.ended.drain(..).for_each(|mut sink| sink.flush());
         self.updates = updates;
     }
 
     /// Returns the request's id if nobody listens to it any more.
-    fn pass_on(&mut self, update: &Update, samples: &Samples) -> Option<RequestId> {
-        let now = Instant::now();
-        match *update {
+    fn pass_on(&mut self, update: Update, samples: &Samples, now: Instant) -> Option<RequestId> {
+        match update {
             Update::Token { id, token, sample_idx } => {
                 let active = self.active.get_mut(&id)?;
                 active.first_token.get_or_insert(now);
@@ -191,27 +208,32 @@ impl<B: Backend> Worker<B> {
                 (!active.sink.send(Event::Token { token, logprobs })).then_some(id)
             }
             Update::Finished { id, reason, num_cached_tokens } => {
-                self.finish(id, reason, num_cached_tokens, now);
+                let active = self.active.remove(&id)?;
+                let timings = active.timings(now);
+                self.end(active, Event::Finished { reason, num_cached_tokens, timings });
                 None
             }
             Update::NotFinite { id, position } => {
-                let mut active = self.active.remove(&id)?;
-                active.sink.send(Event::Failed(EngineError::NotFinite { position }));
+                let active = self.active.remove(&id)?;
+                self.end(active, Event::Failed(EngineError::NotFinite { position }));
                 None
             }
         }
     }
 
-    fn finish(&mut self, id: RequestId, reason: FinishReason, num_cached_tokens: usize, now: Instant) {
-        let Some(mut active) = self.active.remove(&id) else { return };
-        let started = active.started.unwrap_or(now);
-        let first_token = active.first_token.unwrap_or(now);
-        let timings = Timings {
-            queue: started - active.submitted,
-            prefill: first_token - started,
-            decode: now - first_token,
-        };
-        active.sink.send(Event::Finished { reason, num_cached_tokens, timings });
+    fn end(&mut self, active: Active, event: Event) {
+        let mut sink = active.sink;
+        sink.send(event);
+        self.ended.push(sink);
+    }
+}
+
+impl Active {
+    /// Where its time went, if it ends `now`.
+    fn timings(&self, now: Instant) -> Timings {
+        let started = self.started.unwrap_or(now);
+        let first_token = self.first_token.unwrap_or(now);
+        Timings { queue: started - self.submitted, prefill: first_token - started, decode: now - first_token }
     }
 }
 

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use crossbeam_channel::{Receiver, Sender};
-use minisgl_engine::request::{Event, Request, RequestId, Sink};
+use minisgl_engine::mailbox::Mailbox;
+use minisgl_engine::request::{Event, Request, RequestId};
 use minisgl_engine::{EngineError, Submission};
 
 use crate::completion::Completion;
@@ -26,16 +26,16 @@ pub(crate) struct Job {
 /// Requests on their way, by the index of their prompt. Dropping it aborts them.
 pub(crate) struct Flight {
     inner: Arc<Inner>,
-    sender: Sender<Tagged>,
-    receiver: Receiver<Tagged>,
+    mailbox: Mailbox<Tag>,
     running: BTreeMap<usize, Running>,
     progress: Option<Progress>,
 }
 
-struct Tagged {
+/// Which completion of which prompt an event is of.
+#[derive(Clone, Copy)]
+struct Tag {
     index: usize,
     completion: usize,
-    event: Event,
 }
 
 struct Running {
@@ -52,8 +52,7 @@ enum Slot {
 
 impl Flight {
     pub(crate) fn new(inner: Arc<Inner>, progress: Option<Progress>) -> Self {
-        let (sender, receiver) = crossbeam_channel::unbounded();
-        Self { inner, sender, receiver, running: BTreeMap::new(), progress }
+        Self { inner, mailbox: Mailbox::new(), running: BTreeMap::new(), progress }
     }
 
     /// Submits checked requests under the indices of their prompts, which are not in use.
@@ -69,12 +68,7 @@ impl Flight {
                 })
                 .collect();
             let num_prompt_tokens = job.request.token_ids.len();
-            let sinks = (0..job.n)
-                .map(|completion| {
-                    let sender = self.sender.clone();
-                    Box::new(ChannelSink { sender, index, completion, ended: false }) as Box<dyn Sink>
-                })
-                .collect();
+            let sinks = (0..job.n).map(|completion| self.mailbox.sink(Tag { index, completion })).collect();
             submissions.push(Submission { request: job.request, sinks });
             running
                 .push((index, Running { ids: Vec::new(), num_prompt_tokens, completions, counted: false }));
@@ -134,8 +128,8 @@ impl Flight {
 
     /// Waits for one event; returns the prompt that it ended, if any.
     pub(crate) fn step(&mut self) -> Option<(usize, Result<Output>)> {
-        // `self.sender` keeps the channel open, and every sink says how it ended, if only by being dropped.
-        let Tagged { index, completion, event } = self.receiver.recv().ok()?;
+        // Every sink says how it ended, if only by being dropped.
+        let (Tag { index, completion }, event) = self.mailbox.recv();
         let running = self.running.get_mut(&index)?;
         if !running.counted {
             running.counted = true;
@@ -201,63 +195,5 @@ impl Drop for Flight {
                 }
             }
         }
-    }
-}
-
-/// Hands events from the engine's thread to the caller's.
-struct ChannelSink {
-    sender: Sender<Tagged>,
-    index: usize,
-    completion: usize,
-    ended: bool,
-}
-
-impl Sink for ChannelSink {
-    fn send(&mut self, event: Event) -> bool {
-        self.ended |= !matches!(event, Event::Token { .. });
-        self.sender.send(Tagged { index: self.index, completion: self.completion, event }).is_ok()
-    }
-}
-
-impl Drop for ChannelSink {
-    /// An engine that panics drops its sinks: the caller must not wait for ever.
-    fn drop(&mut self) {
-        if !self.ended {
-            self.send(Event::Failed(EngineError::Dead("the request was dropped before it ended".into())));
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use minisgl_engine::request::{FinishReason, Timings};
-
-    use super::*;
-
-    fn sink() -> (ChannelSink, Receiver<Tagged>) {
-        let (sender, receiver) = crossbeam_channel::unbounded();
-        (ChannelSink { sender, index: 3, completion: 1, ended: false }, receiver)
-    }
-
-    #[test]
-    fn a_sink_that_is_dropped_before_the_end_says_so() {
-        let (mut sink, receiver) = sink();
-        assert!(sink.send(Event::Token { token: 1, logprobs: None }));
-        drop(sink);
-        let last = receiver.iter().last().unwrap();
-        assert_eq!((last.index, last.completion), (3, 1));
-        assert!(matches!(last.event, Event::Failed(EngineError::Dead(_))), "{:?}", last.event);
-    }
-
-    #[test]
-    fn an_end_is_said_once_and_a_caller_that_left_is_noticed() {
-        let (mut sink, receiver) = sink();
-        let timings = Timings::default();
-        sink.send(Event::Finished { reason: FinishReason::Stop, num_cached_tokens: 0, timings });
-        drop(sink);
-        assert_eq!(receiver.iter().count(), 1);
-        let (mut sink, receiver) = self::sink();
-        drop(receiver);
-        assert!(!sink.send(Event::Token { token: 1, logprobs: None }));
     }
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use minisgl_engine::config::EngineConfig;
 use minisgl_engine::request::{Event, FinishReason, Request, RequestParams, Sink};
-use minisgl_engine::{DType, Engine, EngineError, Submission};
+use minisgl_engine::{DType, Engine, EngineError, StepTimes, Submission};
 use minisgl_kernels::null::{Null, NullOptions};
 use minisgl_tests::harness::{ChannelSink, Generated, collect, greedy, run, try_run};
 use minisgl_tests::models::{ModelKind, TestModel, random_tokens};
@@ -133,6 +133,64 @@ fn abort_ends_one_request_and_leaves_its_neighbour() {
     assert!(expected[0].tokens.ends_with(&other.tokens), "the neighbour of an aborted request");
     assert_eq!(other.reason, FinishReason::Length);
     is_clean(&engine);
+}
+
+#[test]
+fn the_latest_steps_and_their_times() {
+    let engine = engine(256);
+    run(&engine, &requests(3, 4));
+    is_clean(&engine);
+    let (steps, stats) = (engine.recent_steps(), engine.stats());
+    let launched: Vec<_> = steps.iter().filter(|step| step.num_seqs > 0).collect();
+    assert_eq!(launched.len() as u64, stats.counters.steps);
+    assert!(launched.iter().any(|step| step.is_decode) && launched.iter().any(|step| !step.is_decode));
+    let sum = |of: fn(&StepTimes) -> Duration| steps.iter().map(|step| of(&step.times)).sum::<Duration>();
+    assert_eq!(sum(|times| times.schedule), stats.schedule_time);
+    assert_eq!(sum(|times| times.launch), stats.launch_time);
+    assert_eq!(sum(|times| times.wait), stats.wait_time);
+    assert_eq!(sum(|times| times.commit), stats.commit_time);
+    let all = sum(|times| times.schedule + times.launch + times.wait + times.commit + times.other);
+    assert_eq!(all, stats.busy_time);
+}
+
+/// Keeps its events back until it is flushed.
+struct Patient {
+    events: Vec<Event>,
+    sender: mpsc::Sender<(usize, Vec<Event>)>,
+    index: usize,
+}
+
+impl Sink for Patient {
+    fn send(&mut self, event: Event) -> bool {
+        self.events.push(event);
+        true
+    }
+
+    fn flush(&mut self) {
+        drop(self.sender.send((self.index, std::mem::take(&mut self.events))));
+    }
+}
+
+#[test]
+fn every_sink_is_flushed_after_every_step() {
+    let engine = engine(256);
+    let (sender, receiver) = mpsc::channel();
+    let sink =
+        |index| Box::new(Patient { events: Vec::new(), sender: sender.clone(), index }) as Box<dyn Sink>;
+    let submit =
+        |(i, request): (usize, &Request)| Submission { request: request.clone(), sinks: vec![sink(i)] };
+    let requests: Vec<_> = (0..3).map(|i| greedy(&[i + 1, 2, 3], 5 + i as usize)).collect();
+    engine.submit(requests.iter().enumerate().map(submit).collect()).expect("valid requests");
+    drop(sender);
+    let mut num_tokens = [0; 3];
+    while let Ok((i, events)) = receiver.recv_timeout(Duration::from_secs(60)) {
+        let tokens = events.iter().filter(|event| matches!(event, Event::Token { .. })).count();
+        num_tokens[i] += tokens;
+        assert!(tokens == 1 && events.len() <= 2, "request {i} is flushed once a step: {events:?}");
+        let is_last = matches!(events.last(), Some(Event::Finished { .. }));
+        assert_eq!(is_last, num_tokens[i] == 5 + i, "request {i}: {events:?}");
+    }
+    assert_eq!(num_tokens, [5, 6, 7]);
 }
 
 #[test]
