@@ -10,6 +10,7 @@ use minisgl_kernels::Backend;
 use minisgl_kernels::cpu::{Cpu, CpuOptions, probe};
 use serde_json::json;
 
+use crate::host_time::{self, HostTime};
 use crate::roofline::{self, Point};
 
 /// What the machine can do at best, measured.
@@ -114,6 +115,7 @@ pub struct Report {
     name: &'static str,
     limits: Limits,
     rows: Vec<Row>,
+    host_times: Vec<HostTime>,
 }
 
 impl Report {
@@ -121,7 +123,7 @@ impl Report {
     pub fn new(name: &'static str, limits: &Limits) -> Self {
         println!("{}", limits.device);
         println!("{}", limits_line(limits));
-        Self { name, limits: limits.clone(), rows: Vec::new() }
+        Self { name, limits: limits.clone(), rows: Vec::new(), host_times: Vec::new() }
     }
 
     /// Prints one row and keeps it.
@@ -129,6 +131,12 @@ impl Report {
         let Row { name, value, unit, rate, share, .. } = &row;
         println!("{name:<60} {value:>10.2} {unit:<12} {rate:<34} {}", share_text(*share));
         self.rows.push(row);
+    }
+
+    /// Prints the host's part in a step and keeps it.
+    pub fn add_host_time(&mut self, host_time: HostTime) {
+        println!("{}", host_time.line());
+        self.host_times.push(host_time);
     }
 
     /// Writes `<name>-<device>.json` and `.md` to `dir`, if there is one.
@@ -143,7 +151,8 @@ impl Report {
         let date = date(seconds);
         let command = std::env::args().skip(1).collect::<Vec<_>>().join(" ");
         let rows: Vec<_> = self.rows.iter().map(Row::to_json).collect();
-        let file = json!({
+        let host_times: Vec<_> = self.host_times.iter().map(HostTime::to_json).collect();
+        let mut file = json!({
             "device": self.limits.device,
             "date": date,
             "commit": commit,
@@ -151,6 +160,9 @@ impl Report {
             "limits": { "bytes_per_s": self.limits.bytes_per_s, "flops_per_s": self.limits.flops_per_s },
             "rows": rows,
         });
+        if !host_times.is_empty() {
+            file["host_time"] = json!({ "explanation": host_time::EXPLANATION, "steps": host_times });
+        }
         let device = self.limits.device.split([' ', ':']).next().unwrap_or("device");
         let path = dir.join(format!("{}-{device}", self.name));
         std::fs::write(path.with_extension("json"), format!("{file:#}\n"))?;
@@ -162,6 +174,7 @@ impl Report {
             let Row { name, value, unit, rate, share, .. } = row;
             let _ = writeln!(text, "| {name} | {value:.2} | {unit} | {rate} | {} |", share_text(*share));
         }
+        text.push_str(&HostTime::markdown(&self.host_times));
         std::fs::write(path.with_extension("md"), text)?;
         let title = format!("{}: {}, {date}, commit {commit}", self.name, self.limits.device);
         let points: Vec<_> = self.rows.iter().filter_map(Row::point).collect();

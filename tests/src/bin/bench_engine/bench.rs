@@ -1,15 +1,15 @@
 //! One running model and what is measured of it.
 
 use std::path::Path;
-use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use minisgl_engine::config::{Device, EngineConfig};
+use minisgl_engine::mailbox::Mailbox;
 use minisgl_engine::model::ModelSpec;
-use minisgl_engine::request::{Request, RequestParams};
-use minisgl_engine::{DType, Engine, Stats, Submission};
+use minisgl_engine::request::{Event, Request, RequestParams};
+use minisgl_engine::{DType, Engine, Submission};
 use minisgl_kernels::Memory;
-use minisgl_tests::harness::{ChannelSink, collect};
+use minisgl_tests::host_time::HostTime;
 use minisgl_tests::models::random_tokens;
 use minisgl_tests::report::{Limits, Row, Work};
 
@@ -27,31 +27,6 @@ pub(crate) struct Bench {
     repeats: usize,
     /// Every prompt is new, so that a prefix cache helps only where it is meant to.
     next_stream: u32,
-}
-
-/// Host time of a number of steps.
-struct HostTime {
-    steps: u64,
-    schedule: Duration,
-    launch: Duration,
-    wait: Duration,
-    commit: Duration,
-}
-
-impl HostTime {
-    fn between(before: &Stats, after: &Stats) -> Self {
-        Self {
-            steps: after.counters.steps - before.counters.steps,
-            schedule: after.schedule_time - before.schedule_time,
-            launch: after.launch_time - before.launch_time,
-            wait: after.wait_time - before.wait_time,
-            commit: after.commit_time - before.commit_time,
-        }
-    }
-
-    fn micros(&self, time: Duration) -> f64 {
-        time.as_secs_f64() * 1e6 / self.steps.max(1) as f64
-    }
 }
 
 impl Bench {
@@ -96,17 +71,18 @@ impl Bench {
 
     /// Seconds from submission to the last event.
     fn time(&self, requests: Vec<Request>) -> f64 {
-        let (sender, receiver) = mpsc::channel();
-        let num = requests.len();
-        let submit = |(i, request): (usize, Request)| Submission {
-            request,
-            sinks: vec![Box::new(ChannelSink(i, sender.clone()))],
-        };
-        let submissions = requests.into_iter().enumerate().map(submit).collect();
+        let mut mailbox = Mailbox::new();
+        let mut num_running = requests.len();
+        let submit = |request| Submission { request, sinks: vec![mailbox.sink(())] };
+        let submissions = requests.into_iter().map(submit).collect();
         let start = Instant::now();
         self.engine.submit(submissions).expect("valid requests");
-        for result in collect(&receiver, num) {
-            result.expect("an output");
+        while num_running > 0 {
+            match mailbox.recv().1 {
+                Event::Token { .. } => {}
+                Event::Finished { .. } => num_running -= 1,
+                Event::Failed(error) => panic!("a request failed: {error}"),
+            }
         }
         start.elapsed().as_secs_f64()
     }
@@ -173,43 +149,29 @@ impl Bench {
         (batch, context): (usize, usize),
         steps: usize,
         limits: &Limits,
-    ) -> [Row; 2] {
+    ) -> (Row, HostTime) {
         let prompts: Vec<_> = (0..batch).map(|_| self.prompt(context)).collect();
         let run = |bench: &Self, max_tokens| {
             bench.time(prompts.iter().map(|prompt| request(prompt.clone(), max_tokens, 0.0)).collect())
         };
         // From now on the prompts are in the prefix cache, and a run is nothing but decoding.
         run(self, 1);
-        let mut measured: Vec<(f64, HostTime)> = (0..self.repeats)
+        let mut times: Vec<f64> = (0..self.repeats)
             .map(|_| {
                 let rest = run(self, 1);
-                let before = self.engine.stats();
-                let seconds = (run(self, 1 + steps) - rest) / steps as f64;
-                (seconds, HostTime::between(&before, &self.engine.stats()))
+                (run(self, 1 + steps) - rest) / steps as f64
             })
             .collect();
-        measured.sort_by(|a, b| a.0.total_cmp(&b.0));
-        let (seconds, host) = &measured[measured.len() / 2];
+        times.sort_by(f64::total_cmp);
+        let seconds = times[times.len() / 2];
         let mid = context + steps / 2;
-        let work = Work {
-            bytes: self.decode_bytes(batch, mid),
-            flops: self.decode_flops(batch, mid),
-            seconds: *seconds,
-        };
+        let work =
+            Work { bytes: self.decode_bytes(batch, mid), flops: self.decode_flops(batch, mid), seconds };
         let name = format!("{} decode, batch {batch}, context {context}", self.name);
-        let [schedule, launch, wait, commit] =
-            [host.schedule, host.launch, host.wait, host.commit].map(|time| host.micros(time));
-        let host = Row {
-            series: self.name.clone(),
-            name: format!("{name}: host"),
-            value: schedule + launch + commit,
-            unit: "us a step",
-            rate: format!(
-                "schedule {schedule:.1}, launch {launch:.1}, commit {commit:.1}, wait {wait:.1} us"
-            ),
-            share: Some(((schedule + launch + commit) / (seconds * 1e6), "the step")),
-            work: None,
-        };
+        let recent = self.engine.recent_steps();
+        let of_these = recent.iter().rev().filter(|step| step.is_decode && step.num_seqs == batch);
+        let of_these = of_these.take(self.repeats * steps).map(|step| step.times);
+        let host = HostTime::new(name.clone(), of_these.collect());
         let step = Row {
             series: self.name.clone(),
             name,
@@ -219,7 +181,7 @@ impl Bench {
             share: Some((work.bytes / seconds / limits.bytes_per_s, limits.bytes_name)),
             work: Some(work),
         };
-        [step, host]
+        (step, host)
     }
 
     /// Prompts that were never seen, one token each.

@@ -28,7 +28,9 @@ fn run(args: &Args) -> Result<()> {
                 Part::Start => bench.start_rows().into_iter().for_each(|row| report.add(row)),
                 Part::Decode => {
                     for &shape in &plan.decode {
-                        bench.decode(shape, plan.steps, &limits).into_iter().for_each(|row| report.add(row));
+                        let (step, host) = bench.decode(shape, plan.steps, &limits);
+                        report.add(step);
+                        report.add_host_time(host);
                     }
                 }
                 Part::Prefill => {
@@ -39,7 +41,7 @@ fn run(args: &Args) -> Result<()> {
                 Part::Offline => report.add(bench.offline(&args.workload, &limits)?),
                 Part::Sweep => {
                     for &batch in &args.sweep {
-                        let [step, _] = bench.decode((batch, args.sweep_context), plan.steps / 2, &limits);
+                        let (step, _) = bench.decode((batch, args.sweep_context), plan.steps / 2, &limits);
                         report.add(step);
                     }
                 }
