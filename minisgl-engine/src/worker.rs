@@ -75,9 +75,9 @@ impl<B: Backend> Worker<B> {
 
     fn steps(&mut self) -> Result<()> {
         let mut in_flight: Option<Launch<B>> = None;
+        let mut start = Instant::now();
         loop {
             let idle = in_flight.is_none() && self.scheduler.is_idle();
-            let mut start = Instant::now();
             if !self.take_commands(idle) {
                 return Ok(());
             }
@@ -100,8 +100,9 @@ impl<B: Backend> Worker<B> {
                 None => {}
             }
             self.stats.counters = self.scheduler.counters();
-            let turn = start.elapsed();
-            self.stats.add(turn, &mut times);
+            let end = Instant::now();
+            self.stats.add(end - start, &mut times);
+            start = end;
             self.shared.observe(&self.stats, StepRecord { num_seqs, is_decode, times });
         }
     }
