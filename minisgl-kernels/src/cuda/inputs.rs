@@ -1,5 +1,8 @@
 //! A step's inputs: packed on the host, uploaded in one copy beside the step that is running, then unpacked in
 //! order to the addresses that captured graphs read.
+//!
+//! The copy keeps the bus out of the device's time between two steps. A kernel that reads the host's memory in its place
+//! spares the host a copy and three calls for events, and was tried: on an H200 each step took 4 to 6 us longer at batch 1.
 
 use super::Cuda;
 use super::bindings::{
