@@ -350,6 +350,9 @@ typedef struct msgl_attention_params {
   uint32_t num_tokens;
   uint32_t num_seqs;
   uint32_t num_tiles;  // prefill: at least as many tiles as the plan holds; those in excess cost nothing
+  // Decode, in a recorded step: nothing but the kernel just before writes K and V of this layer, and only the rows of
+  // this step's positions.
+  uint32_t reads_early;
   uint32_t page_size;
   uint32_t max_pages;
   float scale;

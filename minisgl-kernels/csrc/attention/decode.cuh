@@ -83,7 +83,8 @@ __device__ __forceinline__ void decode(const msgl_attention_params& params,
     const uint32_t warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     const float scale_log2 = params.scale * kLog2E;
 
-    if constexpr (!Rope::kIsFused) grid_wait();
+    const bool reads_early = Rope::kIsFused || params.reads_early != 0;
+    if (!reads_early) grid_wait();
     grid_launch_next();
     const PlanView view = plan_view(params.sizes, params.plan);
     const DecodeStart start(view, params.sizes);
@@ -104,7 +105,7 @@ __device__ __forceinline__ void decode(const msgl_attention_params& params,
     __syncthreads();
     if (blockIdx.x >= start.active_ctas) {
         // One CTA of the grid at least has to wait, and a step of padding has no other.
-        if (Rope::kIsFused && blockIdx.x == 0) grid_wait();
+        if (reads_early && blockIdx.x == 0) grid_wait();
         return;
     }
 
@@ -117,21 +118,27 @@ __device__ __forceinline__ void decode(const msgl_attention_params& params,
 #pragma unroll
         for (int h = 0; h < Shape::kHeads; ++h) Head::load_queries(params, of, sizes, h, queries[h]);
     };
-    if constexpr (Rope::kIsFused) {
-        rope.load_angles(cursor.seq);
-    } else {
-        load_queries(cursor);
-    }
+    if constexpr (Rope::kIsFused) rope.load_angles(cursor.seq);
     DecodeReader<T, kHeadDim> reader(params, view, sizes, cursor, warp,
                                      shared_address(dynamic_shared) + warp * Shape::kDepth * Shape::kStageBytes,
                                      shared_address(&barriers[warp * Shape::kDepth]));
-#pragma unroll
-    for (int i = 0; i < Shape::kDepth; ++i) reader.copy();
-    if constexpr (Rope::kIsFused) {
+    int ahead = 0;
+    if (reads_early) {
+#pragma unroll 1
+        while (ahead < Shape::kDepth && (Rope::kIsFused || !reader.is_new())) {
+            reader.copy();
+            ++ahead;
+        }
         grid_wait();
+    }
+    if constexpr (Rope::kIsFused) {
         rope.load_queries(cursor, sizes);
         rope.keep_angles();
+    } else {
+        load_queries(cursor);
     }
+#pragma unroll 1
+    for (; ahead < Shape::kDepth; ++ahead) reader.copy();
 
     bool has_next;
     uint32_t job = 0;

@@ -1,6 +1,7 @@
 // Launches of the decode kernels: which instance a head size has, and how many clusters a device holds.
 #pragma once
 #include "decode.cuh"
+#include "decode_short.cuh"
 #include "launch.cuh"
 
 namespace msgl {
@@ -85,6 +86,11 @@ template <typename T, int kHeadDim>
 int launch_decode_rope_head(const msgl_rope_attention_params& params, cudaStream_t stream) {
     using Shape = DecodeShape<kHeadDim>;
     constexpr uint32_t kBytes = Shape::kSharedBytes + Shape::kRopeSharedBytes;
+    if (params.attention.sizes.cluster_ctas > 2) {
+        using Short = ShortShape<kHeadDim>;
+        return launch_decode(decode_short_kernel<T, kHeadDim>, Short::kThreads, Short::kSharedBytes, 0,
+                             params.attention.sizes, params, stream);
+    }
     return launch_decode(decode_rope_kernel<T, kHeadDim>, Shape::kThreads, kBytes, 0, params.attention.sizes, params,
                          stream);
 }

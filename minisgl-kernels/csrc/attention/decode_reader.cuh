@@ -49,6 +49,11 @@ struct DecodeReader {
         return cursor.piece + (warp + cursor.left) % Shape::kWarps;
     }
 
+    // Whether the next piece has a position of this step.
+    __device__ bool is_new() const {
+        return !is_done && (piece + 1) * kPieceTokens > cursor.seq.kv_len - cursor.seq.q_len;
+    }
+
     // Copies a piece, and looks up the slots of the one after it, which are needed a stage later.
     __device__ void copy() {
         if (!is_done) {

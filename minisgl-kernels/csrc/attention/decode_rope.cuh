@@ -8,6 +8,7 @@
 // stored bits are the same: it puts the row into the piece in shared memory, in place of what was copied there before
 // it existed, and stores it at its slot.
 #pragma once
+#include "decode_rope_row.cuh"
 #include "decode_shape.cuh"
 #include "job.cuh"
 #include "ptx/cp_async.cuh"
@@ -15,17 +16,6 @@
 #include "ptx/shared.cuh"
 
 namespace msgl {
-
-template <typename T>
-__device__ __forceinline__ float2 unpack_pair(uint32_t pair);
-template <>
-__device__ __forceinline__ float2 unpack_pair<__nv_bfloat16>(uint32_t pair) {
-    return __bfloat1622float2(reinterpret_cast<const __nv_bfloat162&>(pair));
-}
-template <>
-__device__ __forceinline__ float2 unpack_pair<__half>(uint32_t pair) {
-    return __half22float2(reinterpret_cast<const __half2&>(pair));
-}
 
 // What a kernel without rotation has in its place.
 struct NoRope {
@@ -37,20 +27,13 @@ template <typename T, int kHeadDim>
 struct DecodeRope {
     static constexpr bool kIsFused = true;
     using Shape = DecodeShape<kHeadDim>;
+    using Row = RopeRow<T, kHeadDim>;
     static constexpr int kHalf = kHeadDim / 2;
     static constexpr int kKChunks = kHeadDim / 32;
     // Neighbouring elements of the rotation table that a lane brings.
     static constexpr int kAngles = kHeadDim / 32;
-    // Lanes that share a row, and rows that a warp has at once.
-    static constexpr int kRowLanes = kHalf / 2;
-    static constexpr int kRowsAtOnce = 32 / kRowLanes;
+    static constexpr int kRowsAtOnce = Row::kRowsAtOnce;
     static constexpr int kPasses = Shape::kHeads * kJobRows / kRowsAtOnce;
-    static_assert(kHeadDim == 64 || kHeadDim == 128, "whole rows in a warp");
-
-    // A lane's elements of a row: 2 neighbours of each half.
-    struct Row {
-        uint32_t low, high;
-    };
 
     const msgl_rope_store_kv_params& params;
     float* angles;         // [kHeadDim] of the warp, in shared memory: cosines, sines
@@ -107,7 +90,7 @@ struct DecodeRope {
             const uint32_t row = pass_row(pass), head = pass_head(pass);
             q[pass] = {};
             if (row < num_rows && head < num_heads) {
-                q[pass] = load_row(token + (first + head * sizes.group + row) * kHeadDim);
+                q[pass] = Row::load(token + (first + head * sizes.group + row) * kHeadDim);
             }
         }
     }
@@ -122,10 +105,7 @@ struct DecodeRope {
             // Of the pass's rows the first lane's is the lowest.
             if (pass * kRowsAtOnce % kJobRows >= num_rows) continue;
             turn(q[pass], 0, params.q_norm != nullptr);
-            const uint32_t to = turned + (pass * kRowsAtOnce + threadIdx.x % 32 / kRowLanes) * Shape::kTurnedStride +
-                                2 * lane_of_row() * sizeof(T);
-            store_shared_4(to, q[pass].low);
-            store_shared_4(to + kHalf * sizeof(T), q[pass].high);
+            q[pass].store_shared(turned + (pass * kRowsAtOnce + row_at_once()) * Shape::kTurnedStride);
         }
         __syncwarp();
         const uint32_t g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
@@ -157,8 +137,8 @@ struct DecodeRope {
             k[h] = v[h] = {};
             if (h >= cursor.num_heads(sizes)) continue;
             const T* key = row + (params.num_heads + cursor.first_head + h) * kHeadDim;
-            k[h] = load_row(key);
-            v[h] = load_row(key + params.num_kv_heads * kHeadDim);
+            k[h] = Row::load(key);
+            v[h] = Row::load(key + params.num_kv_heads * kHeadDim);
         }
     }
 
@@ -173,18 +153,15 @@ struct DecodeRope {
             if (h >= cursor.num_heads(sizes)) continue;
             // All groups of lanes that share a row have this one.
             turn(k[h], kHeadDim, params.k_norm != nullptr);
-            const uint32_t at = (h * kHeadDim + 2 * lane_of_row()) * sizeof(T);
-            for (uint32_t row = first_row + threadIdx.x % 32 / kRowLanes; row < kPieceTokens; row += kRowsAtOnce) {
-                store_shared_4(stage + row * Shape::kKStride + at, k[h].low);
-                store_shared_4(stage + row * Shape::kKStride + at + kHalf * sizeof(T), k[h].high);
-                store_shared_4(stage + Shape::kVOffset + row * Shape::kVStride + at, v[h].low);
-                store_shared_4(stage + Shape::kVOffset + row * Shape::kVStride + at + kHalf * sizeof(T), v[h].high);
+            for (uint32_t row = first_row + row_at_once(); row < kPieceTokens; row += kRowsAtOnce) {
+                k[h].store_shared(stage + row * Shape::kKStride + h * Shape::kHeadBytes);
+                v[h].store_shared(stage + Shape::kVOffset + row * Shape::kVStride + h * Shape::kHeadBytes);
             }
             // Where a KV head has several tiles of query rows, the first stores.
-            if (cursor.first_row == 0 && new_slot < params.num_slots && threadIdx.x % 32 < kRowLanes) {
+            if (cursor.first_row == 0 && new_slot < params.num_slots && threadIdx.x % 32 < Row::kLanes) {
                 const size_t to = (size_t{new_slot} * params.num_kv_heads + cursor.first_head + h) * kHeadDim;
-                store_row(static_cast<T*>(params.k) + to, k[h]);
-                store_row(static_cast<T*>(params.v) + to, v[h]);
+                k[h].store(static_cast<T*>(params.k) + to);
+                v[h].store(static_cast<T*>(params.v) + to);
             }
         }
         __syncwarp();
@@ -193,56 +170,22 @@ struct DecodeRope {
     }
 
   private:
-    __device__ static uint32_t lane_of_row() { return threadIdx.x % kRowLanes; }
+    // Which of the rows that the warp has at once is this lane's.
+    __device__ static uint32_t row_at_once() { return threadIdx.x % 32 / Row::kLanes; }
 
     // Query row and KV head of the job that a lane has in a pass.
     __device__ static uint32_t pass_row(int pass) {
-        return (pass * kRowsAtOnce + threadIdx.x % 32 / kRowLanes) % kJobRows;
+        return (pass * kRowsAtOnce + row_at_once()) % kJobRows;
     }
     __device__ static constexpr uint32_t pass_head(int pass) { return pass * kRowsAtOnce / kJobRows; }
 
-    __device__ static Row load_row(const T* row) {
-        const T* from = row + 2 * lane_of_row();
-        return {*reinterpret_cast<const uint32_t*>(from), *reinterpret_cast<const uint32_t*>(from + kHalf)};
-    }
-
-    __device__ static void store_row(T* row, const Row& x) {
-        T* to = row + 2 * lane_of_row();
-        *reinterpret_cast<uint32_t*>(to) = x.low;
-        *reinterpret_cast<uint32_t*>(to + kHalf) = x.high;
-    }
-
-    // Norms and rotates a row in the lanes that share it, as rope_store_kv does. `norm`: where its weights begin.
+    // Norms and rotates a row in the lanes that share it. `norm`: where its weights begin.
     __device__ void turn(Row& row, uint32_t norm, bool has_norm) const {
-        const uint32_t at = 2 * lane_of_row();
-        float2 x = unpack_pair<T>(row.low), y = unpack_pair<T>(row.high);
-        if (has_norm) {
-            float sum = 0.0f;
-            sum += x.x * x.x + y.x * y.x;
-            sum += x.y * x.y + y.y * y.y;
-#pragma unroll
-            for (int offset = kRowLanes / 2; offset > 0; offset /= 2) sum += __shfl_xor_sync(~0u, sum, offset);
-            const float scale = rsqrtf(sum / kHeadDim + params.eps);
-            scale_pair(x, *reinterpret_cast<const uint32_t*>(norms + norm + at), scale);
-            scale_pair(y, *reinterpret_cast<const uint32_t*>(norms + norm + kHalf + at), scale);
-        }
-        const float2 c = *reinterpret_cast<const float2*>(angles + at);
-        const float2 s = *reinterpret_cast<const float2*>(angles + kHalf + at);
-        rotate(x, y, c, s);
-        row.low = pack_pair<T>(x.x, x.y);
-        row.high = pack_pair<T>(y.x, y.y);
-    }
-
-    __device__ static void scale_pair(float2& x, uint32_t norm, float scale) {
-        const float2 weight = unpack_pair<T>(norm);
-        x.x *= scale * weight.x;
-        x.y *= scale * weight.y;
-    }
-
-    __device__ static void rotate(float2& x, float2& y, float2 c, float2 s) {
-        const float2 turned = {x.x * c.x - y.x * s.x, x.y * c.y - y.y * s.y};
-        y = {y.x * c.x + x.x * s.x, y.y * c.y + x.y * s.y};
-        x = turned;
+        const uint32_t at = 2 * Row::lane();
+        Row weights = {};
+        if (has_norm) weights = Row::load(norms + norm);
+        row.turn(has_norm, weights, params.eps, *reinterpret_cast<const float2*>(angles + at),
+                 *reinterpret_cast<const float2*>(angles + kHalf + at));
     }
 };
 

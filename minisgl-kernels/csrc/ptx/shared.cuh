@@ -30,6 +30,12 @@ __device__ __forceinline__ uint2 load_shared_8(uint32_t address) {
     return x;
 }
 
+__device__ __forceinline__ uint32_t load_shared_4(uint32_t address) {
+    uint32_t x;
+    asm volatile("ld.shared.u32 %0, [%1];" : "=r"(x) : "r"(address) : "memory");
+    return x;
+}
+
 __device__ __forceinline__ void store_shared_4(uint32_t address, uint32_t x) {
     asm volatile("st.shared.u32 [%0], %1;" ::"r"(address), "r"(x) : "memory");
 }

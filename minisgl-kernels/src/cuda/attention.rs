@@ -142,7 +142,9 @@ impl AttnPlan {
         check::below(OP, "num_seqs", num_seqs, self.sizes.max_seqs as usize + 1)?;
         let decode_rows = tuning::decode_rows(families, num_tokens, num_seqs);
         check::below(OP, "tiles", self.num_tiles(inputs, decode_rows), self.sizes.max_tiles as usize + 1)?;
-        let num_jobs = num_seqs * self.jobs_per_token();
+        let rows = tuning::max_decode_rows(decode_rows, num_tokens, num_seqs, self.group());
+        let num_jobs = num_seqs * self.groups_of_kv_heads() * rows.div_ceil(JOB_ROWS);
+        let num_jobs = num_jobs.max(1);
         let max_kv_len = cuda.lengths.expected(inputs.extent.max_kv_len);
         let (cluster_ctas, grid_ctas) =
             tuning::decode_grid(&self.clusters, num_jobs, max_kv_len, self.sizes.decode_ctas);
@@ -150,16 +152,19 @@ impl AttnPlan {
         Ok(msgl_attention_sizes { decode_rows, grid_ctas, cluster_ctas, ..self.sizes })
     }
 
-    /// Decode's jobs for a sequence of one query token: groups of KV heads x tiles of query rows.
-    fn jobs_per_token(&self) -> usize {
-        let group = self.spec.num_heads / self.spec.num_kv_heads;
-        self.spec.num_kv_heads.div_ceil(self.sizes.heads_per_job as usize) * group.div_ceil(JOB_ROWS)
+    /// KV heads, in groups that a decode job reads together.
+    fn groups_of_kv_heads(&self) -> usize {
+        self.spec.num_kv_heads.div_ceil(self.sizes.heads_per_job as usize)
+    }
+
+    /// Query heads of a KV head.
+    fn group(&self) -> usize {
+        self.spec.num_heads / self.spec.num_kv_heads
     }
 
     fn num_tiles(&self, inputs: &CudaInputs, decode_rows: u32) -> usize {
-        let group = self.spec.num_heads / self.spec.num_kv_heads;
         let (num_tokens, num_seqs) = (inputs.layout.num_tokens, inputs.layout.num_seqs);
-        tuning::num_tiles(num_tokens, num_seqs, group, self.sizes.tile_rows as usize, decode_rows)
+        tuning::num_tiles(num_tokens, num_seqs, self.group(), self.sizes.tile_rows as usize, decode_rows)
     }
 
     fn check_spec(&self, spec: &AttnSpec) -> Result<()> {
@@ -203,11 +208,22 @@ pub(crate) fn attention(
     spec: &AttnSpec,
 ) -> Result<()> {
     let params = params(out, qkv, kv, inputs, state, plan, spec)?;
+    launch(cuda, params, qkv.dtype, inputs, plan)
+}
+
+/// Runs what the arguments that were checked ask for.
+pub(super) fn launch(
+    cuda: &Cuda,
+    params: msgl_attention_params,
+    dtype: DType,
+    inputs: &CudaInputs,
+    plan: &AttnPlan,
+) -> Result<()> {
     if params.num_tokens == 0 || params.num_slots == 0 {
         return Ok(());
     }
     let named = [cuda.options.prefill, cuda.options.decode];
-    if qkv.dtype == DType::F32 && named.contains(&AttnKernel::Trtllm) {
+    if dtype == DType::F32 && named.contains(&AttnKernel::Trtllm) {
         return Err(KernelError::Unsupported {
             op: OP,
             what: "trtllm in f32".into(),
@@ -215,7 +231,7 @@ pub(crate) fn attention(
         });
     }
     let families = match plan.families {
-        Some(families) if qkv.dtype != DType::F32 => families,
+        Some(families) if dtype != DType::F32 => families,
         _ => {
             let kernel = msgl_attention_kernel::MSGL_ATTENTION_PLAIN;
             let params = msgl_attention_params { kernel, ..params };
@@ -232,7 +248,7 @@ pub(crate) fn attention(
         unsafe { cuda.launch(OP, &params, msgl_attention_prefill)? };
     }
     // A recorded step is replayed for other lengths.
-    let shortest_rows = inputs.extent.min_q_len * (spec.num_heads / spec.num_kv_heads);
+    let shortest_rows = inputs.extent.min_q_len * plan.group();
     let has_decode = cuda.is_capturing || shortest_rows <= sizes.decode_rows as usize;
     if sizes.decode_rows != 0 && has_decode {
         let params = msgl_attention_params { sizes, kernel: abi(families.decode), ..params };
@@ -243,7 +259,7 @@ pub(crate) fn attention(
 }
 
 /// Checks the arguments and fills in what the kernels take, but for the kernel and its share of the plan.
-fn params(
+pub(super) fn params(
     out: &mut Tensor<DeviceBuf>,
     qkv: &Tensor<DeviceBuf>,
     kv: &KvLayer<DeviceBuf>,
@@ -278,6 +294,7 @@ fn params(
         num_tokens: num_tokens as u32,
         num_seqs: num_seqs as u32,
         num_tiles: 0,
+        reads_early: 0,
         page_size: spec.page_size as u32,
         max_pages: state.max_pages as u32,
         scale: spec.scale,
@@ -286,26 +303,23 @@ fn params(
     })
 }
 
-/// What the decode kernel that rotates takes, or none where this step or plan has no such kernel.
+/// What the decode kernel that rotates takes, of arguments that were checked, or none where this step or plan has no such
+/// kernel.
 pub(super) fn rope_params(
     cuda: &Cuda,
-    out: &mut Tensor<DeviceBuf>,
-    qkv: &Tensor<DeviceBuf>,
-    kv: &KvLayer<DeviceBuf>,
+    params: &msgl_attention_params,
+    dtype: DType,
     inputs: &CudaInputs,
-    state: &SeqState<DeviceBuf>,
     plan: &AttnPlan,
-    spec: &AttnSpec,
 ) -> Result<Option<msgl_attention_params>> {
-    let params = params(out, qkv, kv, inputs, state, plan, spec)?;
     let has_one_token_each = inputs.extent.max_q_len <= 1 && inputs.layout.num_seqs <= MAX_ROPE_SEQS;
-    let is_covered = plan.has_rope && qkv.dtype != DType::F32 && params.num_slots != 0;
+    let is_covered = plan.has_rope && dtype != DType::F32 && params.num_slots != 0;
     match plan.families {
         Some(families) if is_covered && has_one_token_each => {
             let sizes = plan.sizes_for(cuda, &families, inputs)?;
             let takes_all = sizes.decode_rows == u32::MAX && sizes.cluster_ctas > 1 && params.num_tokens != 0;
             let kernel = abi(families.decode);
-            Ok(takes_all.then_some(msgl_attention_params { sizes, kernel, ..params }))
+            Ok(takes_all.then_some(msgl_attention_params { sizes, kernel, ..*params }))
         }
         _ => Ok(None),
     }

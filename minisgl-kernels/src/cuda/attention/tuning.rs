@@ -81,6 +81,11 @@ pub(super) fn decode_rows(families: &Families, num_tokens: usize, num_seqs: usiz
     }
 }
 
+/// Most query rows of a sequence that decode takes in a step of these sizes; `decode_rows` is what [`decode_rows`] says.
+pub(super) fn max_decode_rows(decode_rows: u32, num_tokens: usize, num_seqs: usize, group: usize) -> usize {
+    if num_tokens <= num_seqs { group } else { (num_tokens * group).min(decode_rows as usize) }
+}
+
 /// KV positions for each CTA of a large cluster beyond which a grid without clusters is faster: a job has no more CTAs
 /// than its cluster, and where the plan cuts ranges instead, clusters of 4 and 8 fill the multiprocessors badly.
 const CLUSTER_CTA_TOKENS: usize = 256;
@@ -93,11 +98,12 @@ pub(super) fn max_cluster_kv_len(cluster_ctas: u32) -> usize {
 /// Sizes of the decode clusters that may share a job, largest first.
 pub(super) const CLUSTER_CTAS: [u32; 4] = [8, 4, 2, 1];
 
-/// How decode's grid is made up: CTAs of a cluster, and of the grid.
+/// How decode's grid is made up for at most `num_jobs` jobs: CTAs of a cluster, and of the grid.
 ///
 /// The largest clusters of which the device holds one for each job at once: what a job's CTAs exchange then stays inside
 /// of a cluster, where that is quick. Whether a step's work goes to clusters is for the plan to say, which sees the
-/// lengths. `resident[i]` is how many clusters of `CLUSTER_CTAS[i]` the device holds, none where it has no clusters.
+/// lengths; clusters of 4 and 8 always take their jobs, and there are no more of them. `resident[i]` is how many clusters
+/// of `CLUSTER_CTAS[i]` the device holds, none where it has no clusters.
 pub(super) fn decode_grid(
     resident: &[u32; 4],
     num_jobs: usize,
@@ -108,6 +114,7 @@ pub(super) fn decode_grid(
     let fitting = CLUSTER_CTAS.iter().zip(resident).find(|&(_, &clusters)| num_jobs <= clusters as usize);
     match fitting {
         Some((&ctas, &clusters)) if ctas > 1 && max_kv_len <= max_cluster_kv_len(ctas) => {
+            let clusters = if ctas > 2 { num_jobs as u32 } else { clusters };
             (ctas, (clusters * ctas).min(num_ctas))
         }
         _ => ranges,
@@ -155,9 +162,9 @@ mod tests {
     fn jobs_go_to_the_largest_clusters_that_are_there_for_all_of_them() {
         let resident = [30, 62, 132, 264];
         let grid = |num_jobs, max_kv_len| decode_grid(&resident, num_jobs, max_kv_len, 264);
-        assert_eq!(grid(8, 0), (8, 240));
+        assert_eq!(grid(8, 0), (8, 64));
         assert_eq!(grid(30, 2048), (8, 240));
-        assert_eq!(grid(31, 0), (4, 248));
+        assert_eq!(grid(31, 0), (4, 124));
         assert_eq!(grid(63, 100_000), (2, 264));
         assert_eq!(grid(133, 0), (1, 264));
         assert_eq!(grid(1000, 0), (1, 264));
@@ -192,6 +199,15 @@ mod tests {
         assert_eq!(decode_rows(&Families { prefill: Fi, decode: Fi }, 900, 4), u32::MAX);
         assert_eq!(decode_rows(&Families { prefill: Fa, decode: Fi }, 4, 4), u32::MAX);
         assert_eq!(decode_rows(&Families { prefill: Fa, decode: Fi }, 5, 4), MIXED_DECODE_ROWS);
+    }
+
+    #[test]
+    fn decode_rows_of_a_sequence_are_bounded() {
+        assert_eq!(max_decode_rows(u32::MAX, 4, 4, 7), 7);
+        assert_eq!(max_decode_rows(MIXED_DECODE_ROWS, 900, 4, 7), 16);
+        assert_eq!(max_decode_rows(MIXED_DECODE_ROWS, 5, 4, 2), 10);
+        assert_eq!(max_decode_rows(u32::MAX, 900, 4, 7), 6300);
+        assert_eq!(max_decode_rows(0, 900, 4, 7), 0);
     }
 
     /// Every way to cut up to 40 tokens into sequences of up to two lengths needs no more tiles than promised.
