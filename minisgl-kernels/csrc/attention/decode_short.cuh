@@ -2,10 +2,9 @@
 //
 // The time is a chain of latencies, from the end of the projection to the last store, so all that needs nothing of the
 // projection comes before it has ended: the sequence, its pages, the first pieces of K and V, norms and angles, the
-// barriers of the cluster. Behind it: the rows of the new token are normed and rotated, each by one warp, and taken from
-// shared memory by all; each warp multiplies its pieces (decode_head.cuh); each CTA adds up its warps and sends its
-// rows, in equal shares, to the CTAs of the cluster, which add up theirs in the order of the ranks. What is sent is
-// counted on a barrier of its receiver, so nobody waits for a fence.
+// barriers of the cluster, and every address. Behind it: the rows of the new token are normed and rotated, each by one
+// warp, and taken from shared memory by all; each warp multiplies its pieces (decode_head.cuh); the CTAs of the cluster
+// add up their rows (short_exchange.cuh).
 //
 // What is read early may be: within a recorded step no other kernel writes the lengths, the page table, or K and V of
 // this layer; what earlier steps and the upload of this one wrote was there before the first kernel of this step
@@ -16,10 +15,9 @@
 #include "decode_rope_row.cuh"
 #include "decode_shape.cuh"
 #include "ptx/bulk.cuh"
-#include "ptx/cluster.cuh"
 #include "ptx/cp_async.cuh"
 #include "ptx/grid.cuh"
-#include "ptx/mbarrier.cuh"
+#include "short_exchange.cuh"
 
 namespace msgl {
 
@@ -41,44 +39,98 @@ struct ShortShape {
     static constexpr int kRingBytes = kWarps * kWarpBytes;
     // Rows of the new token on their way: queries, then keys, then values.
     static constexpr int kNewRows = kMergeRows + 2 * kHeads;
-    static constexpr int kNewBytes = kNewRows * Decode::kTurnedStride;
-    // Four elements with their (maximum, sum) for each of these units, as many as a job can have.
-    static constexpr int kUnits = Decode::kClusterUnits;
+    static constexpr int kNewStride = Decode::kTurnedStride;
+    static constexpr int kNewBytes = kNewRows * kNewStride;
     static constexpr int kSharedBytes = kRingBytes + kNewBytes + Decode::kClusterBytes;
 };
 
-// Four neighbouring elements of a query row of a job.
-struct ClusterUnit {
-    uint32_t head, row, dim;
+// The copies of a warp's pieces.
+template <typename T, int kHeadDim>
+struct ShortReader {
+    using Decode = DecodeShape<kHeadDim>;
+    using Shape = ShortShape<kHeadDim>;
 
-    __device__ ClusterUnit(uint32_t unit, uint32_t rows, uint32_t parts)
-        : head(unit / parts / rows), row(unit / parts % rows), dim(unit % parts * 4) {}
+    const msgl_attention_params& params;
+    const JobCursor& cursor;
+    const JobSizes& sizes;
+    uint32_t ring, barriers, bytes;  // of the warp: its stages, their barriers, what a row of them has
+
+    // The slot of this lane's row of a piece.
+    __device__ uint32_t look_up(uint32_t piece) const {
+        return piece < cursor.piece_end ? piece_slot(params, cursor, sizes, piece) : 0;
+    }
+
+    __device__ void copy(int stage, uint32_t slot) const {
+        const uint32_t lane = threadIdx.x % 32, row = lane % kPieceTokens;
+        const bool is_k = lane < kPieceTokens;
+        const uint32_t to = stage_address(stage), barrier = barriers + stage * 8;
+        if (lane == 0) mbarrier_arrive_expect(barrier, 2 * kPieceTokens * bytes);
+        __syncwarp();
+        const T* from = static_cast<const T*>(is_k ? params.k : params.v) +
+                        (size_t{slot} * sizes.num_kv_heads + cursor.first_head) * kHeadDim;
+        bulk_copy(to + (is_k ? row * Decode::kKStride : Decode::kVOffset + row * Decode::kVStride), from, bytes,
+                  barrier, kEvictFirst);
+    }
+
+    __device__ uint32_t stage_address(int stage) const { return ring + stage * Decode::kStageBytes; }
 };
 
-// The weighted mean's parts of `count` rows, at most `kMost`: their common maximum first, so that no step of the chain
-// but a multiplication waits for the one before.
-template <int kMost, typename LoadStats, typename LoadRow>
-__device__ __forceinline__ RowSum add_rows(uint32_t count, const LoadStats& load_stats, const LoadRow& load_row) {
-    float2 stats[kMost];
-    float4 rows[kMost];
-#pragma unroll
-    for (int i = 0; i < kMost; ++i) {
-        stats[i] = i < count ? load_stats(i) : make_float2(kNoMaximum, 0.0f);
-        rows[i] = i < count ? load_row(i) : make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+// The rows of the new token that are a lane's in a pass: queries, and in the cluster's last CTA keys and values.
+template <typename T, int kHeadDim>
+struct ShortNewRow {
+    using Shape = ShortShape<kHeadDim>;
+    using Row = RopeRow<T, kHeadDim>;
+    static constexpr uint32_t kPassRows = Shape::kWarps * Row::kRowsAtOnce;
+    static constexpr int kPasses = (Shape::kMergeRows + Shape::kHeads + kPassRows - 1) / kPassRows;
+
+    bool exists, is_query;
+    uint32_t to;    // in shared memory
+    const T* from;  // in qkv
+    T* k;           // where a key is stored, or null
+    T* v;
+
+    // The warp's first row of a pass.
+    __device__ static uint32_t first_of_warp(int pass) {
+        return pass * kPassRows + threadIdx.x / 32 * Row::kRowsAtOnce;
     }
-    RowSum total;
-#pragma unroll
-    for (int i = 0; i < kMost; ++i) total.maximum = fmaxf(total.maximum, stats[i].x);
-#pragma unroll
-    for (int i = 0; i < kMost; ++i) {
-        const float factor = exp2_approx(stats[i].x - total.maximum);
-        total.sum += stats[i].y * factor;
-        total.out.x += rows[i].x * factor;
-        total.out.y += rows[i].y * factor;
-        total.out.z += rows[i].z * factor;
-        total.out.w += rows[i].w * factor;
+
+    __device__ void turn(Row row, const Row& value, const msgl_rope_store_kv_params& rope, const Row& q_norm,
+                         const Row& k_norm, float2 c, float2 s) const {
+        const bool has_norm = (is_query ? rope.q_norm : rope.k_norm) != nullptr;
+        const Row norm = {is_query ? q_norm.low : k_norm.low, is_query ? q_norm.high : k_norm.high};
+        row.turn(has_norm, norm, rope.eps, c, s);
+        if (!exists) return;
+        row.store_shared(to);
+        if (is_query) return;
+        value.store_shared(to + Shape::kHeads * Shape::kNewStride);
+        if (k != nullptr) {
+            row.store(k);
+            value.store(v);
+        }
     }
-    return total;
+};
+
+// Puts the new key in its place of the last piece, at `stage`, and the new value there and in place of every copy of
+// it (piece_slot), as the position has it in these: a weight of 0 makes no 0 of a NaN.
+template <int kHeadDim>
+__device__ __forceinline__ void put_new_rows(uint32_t new_rows, uint32_t stage, uint32_t newest, uint32_t window,
+                                             uint32_t num_heads) {
+    using Decode = DecodeShape<kHeadDim>;
+    using Shape = ShortShape<kHeadDim>;
+    constexpr uint32_t kChunks = Decode::kHeadBytes / 16;
+    static_assert(Shape::kHeads * kChunks == 16, "two rows of a piece in a warp");
+    const uint32_t lane = threadIdx.x % 32, head = lane % 16 / kChunks, at = lane % kChunks * 16;
+    if (head < num_heads) {
+        const uint32_t from = new_rows + (Shape::kMergeRows + head) * Shape::kNewStride + at;
+        const uint4 value = load_shared_16(from + Shape::kHeads * Shape::kNewStride);
+        const uint32_t to = stage + head * Decode::kHeadBytes + at, row = newest % kPieceTokens;
+        if (lane < 16) store_shared_16(to + row * Decode::kKStride, load_shared_16(from));
+        const uint32_t first = first_visible(newest, window) == newest ? 0 : row;
+        for (uint32_t i = first + lane / 16; i < kPieceTokens; i += 2) {
+            store_shared_16(to + Decode::kVOffset + i * Decode::kVStride, value);
+        }
+    }
+    __syncwarp();
 }
 
 template <typename T, int kHeadDim>
@@ -88,8 +140,8 @@ __device__ __forceinline__ void decode_short(const msgl_attention_params& params
     using Shape = ShortShape<kHeadDim>;
     using Head = DecodeHead<T, kHeadDim>;
     using Row = RopeRow<T, kHeadDim>;
-    constexpr uint32_t kParts = kHeadDim / 4, kPassRows = Shape::kWarps * Row::kRowsAtOnce;
-    constexpr int kPasses = (Shape::kMergeRows + Shape::kHeads + kPassRows - 1) / kPassRows;
+    using NewRow = ShortNewRow<T, kHeadDim>;
+    using Exchange = ShortExchange<T, kHeadDim>;
     extern __shared__ __align__(128) char dynamic_shared[];
     __shared__ float2 stats[Shape::kWarps * Shape::kMergeRows];
     __shared__ uint64_t barriers[Shape::kWarps * Shape::kDepth];
@@ -111,18 +163,15 @@ __device__ __forceinline__ void decode_short(const msgl_attention_params& params
     cursor.seq.row = __ldg(params.seq_rows + seq_idx);
     cursor.first_head = job / tiles * sizes.heads_per_job;
     cursor.first_row = job % tiles * kJobRows;
-
-    // What this CTA receives.
     const uint32_t num_rows = min(sizes.group - cursor.first_row, kJobRows), num_heads = cursor.num_heads(sizes);
-    const uint32_t units = num_heads * num_rows * kParts, share = div_up(units, num_ctas);
-    const uint32_t own_units = min(units - min(units, rank * share), share);
-    const uint32_t received = shared_address(&received_barrier), ring = shared_address(dynamic_shared);
+
+    const Exchange exchange(num_ctas, rank, num_heads, num_rows);
+    const uint32_t ring = shared_address(dynamic_shared), new_rows = ring + Shape::kRingBytes;
+    const uint32_t received = new_rows + Shape::kNewBytes, received_full = shared_address(&received_barrier);
     if (threadIdx.x < Shape::kWarps * Shape::kDepth) mbarrier_init(shared_address(&barriers[threadIdx.x]), 1);
-    if (threadIdx.x == 0) mbarrier_init(received, 1);
+    if (threadIdx.x == 0) mbarrier_init(received_full, 1);
     mbarrier_init_fence();
-    if (threadIdx.x == 0) {
-        mbarrier_arrive_expect(received, own_units * num_ctas * (sizeof(float4) + sizeof(float2)));
-    }
+    if (threadIdx.x == 0) mbarrier_arrive_expect(received_full, exchange.received_bytes());
     __syncthreads();
     if (cursor.seq.q_len == 0 || cursor.seq.kv_len == 0) {
         grid_wait();
@@ -130,30 +179,21 @@ __device__ __forceinline__ void decode_short(const msgl_attention_params& params
     }
     cluster_arrive_relaxed();
 
+    // An even share of its pieces; short jobs leave CTAs without one, but the last has the newest position's.
     const uint32_t first = first_piece(cursor.seq, sizes.window), pieces = pieces_per_job(cursor.seq, sizes.window);
     cursor.piece = first + pieces * rank / num_ctas;
     cursor.piece_end = first + pieces * (rank + 1) / num_ctas;
+    const bool has_new = rank + 1 == num_ctas;
     const uint32_t first_of_warp = cursor.piece + warp;
-    const uint32_t warp_ring = ring + warp * Shape::kWarpBytes;
-    const uint32_t bytes = num_heads * Decode::kHeadBytes;
+    const ShortReader<T, kHeadDim> reader = {params,
+                                             cursor,
+                                             sizes,
+                                             ring + warp * Shape::kWarpBytes,
+                                             shared_address(&barriers[warp * Shape::kDepth]),
+                                             num_heads * Decode::kHeadBytes};
     uint32_t slots[Shape::kDepth];
-    const auto look_up = [&](uint32_t piece) {
-        return piece < cursor.piece_end ? piece_slot(params, cursor, sizes, piece) : 0;
-    };
-    const auto copy = [&](int stage, uint32_t slot) {
-        const uint32_t to = warp_ring + stage * Decode::kStageBytes;
-        const uint32_t barrier = shared_address(&barriers[warp * Shape::kDepth + stage]);
-        if (lane == 0) mbarrier_arrive_expect(barrier, 2 * kPieceTokens * bytes);
-        __syncwarp();
-        const uint32_t row = lane % kPieceTokens;
-        const bool is_k = lane < kPieceTokens;
-        const T* from = static_cast<const T*>(is_k ? params.k : params.v) +
-                        (size_t{slot} * sizes.num_kv_heads + cursor.first_head) * kHeadDim;
-        bulk_copy(to + (is_k ? row * Decode::kKStride : Decode::kVOffset + row * Decode::kVStride), from, bytes,
-                  barrier, kEvictFirst);
-    };
 #pragma unroll
-    for (int i = 0; i < Shape::kDepth; ++i) slots[i] = look_up(first_of_warp + i * Shape::kWarps);
+    for (int i = 0; i < Shape::kDepth; ++i) slots[i] = reader.look_up(first_of_warp + i * Shape::kWarps);
     STAMP(1);
 
     // Norms and angles of the lane's elements.
@@ -167,117 +207,93 @@ __device__ __forceinline__ void decode_short(const msgl_attention_params& params
     const uint32_t new_slot = __ldg(rope.slots + cursor.seq.q_start);
 #pragma unroll
     for (int i = 0; i < Shape::kDepth; ++i) {
-        if (first_of_warp + i * Shape::kWarps < cursor.piece_end) copy(i, slots[i]);
+        if (first_of_warp + i * Shape::kWarps < cursor.piece_end) reader.copy(i, slots[i]);
     }
 
-    // The rows of the new token that are this lane's, a pass at a time: queries, and in the last CTA keys and values.
-    const bool has_new = rank + 1 == num_ctas;
-    const uint32_t new_shared = ring + Shape::kRingBytes;
     const uint32_t num_queries = num_heads * num_rows, num_new = num_queries + (has_new ? num_heads : 0);
-    const uint32_t num_all = rope.num_heads + 2 * rope.num_kv_heads;
-    const T* token = static_cast<const T*>(params.qkv) + size_t{cursor.seq.q_start} * num_all * kHeadDim;
-    uint32_t column[kPasses], to_row[kPasses];
+    const size_t token = size_t{cursor.seq.q_start} * (rope.num_heads + 2 * rope.num_kv_heads) * kHeadDim;
+    const uint32_t first_query = cursor.first_head * sizes.group + cursor.first_row;
+    NewRow new_row[NewRow::kPasses];
 #pragma unroll
-    for (int pass = 0; pass < kPasses; ++pass) {
-        const uint32_t item = pass * kPassRows + warp * Row::kRowsAtOnce + lane / Row::kLanes;
-        const uint32_t head = item < num_queries ? item / num_rows : item - num_queries, row = item % num_rows;
-        const bool is_query = item < num_queries;
-        column[pass] = (is_query ? (cursor.first_head + head) * sizes.group + cursor.first_row + row
-                                 : rope.num_heads + cursor.first_head + head) *
-                       kHeadDim;
-        to_row[pass] = is_query ? head * kJobRows + row : Shape::kMergeRows + head;
+    for (int pass = 0; pass < NewRow::kPasses; ++pass) {
+        NewRow& row = new_row[pass];
+        const uint32_t item = NewRow::first_of_warp(pass) + lane / Row::kLanes;
+        row.exists = item < num_new;
+        row.is_query = item < num_queries;
+        const uint32_t head = row.is_query ? item / num_rows : item - num_queries;
+        const uint32_t of_head = row.is_query ? first_query + head * sizes.group + item % num_rows
+                                              : rope.num_heads + cursor.first_head + head;
+        row.from = static_cast<const T*>(params.qkv) + token + of_head * kHeadDim;
+        row.to = new_rows + (row.is_query ? head * kJobRows + item % num_rows : Shape::kMergeRows + head) *
+                                Shape::kNewStride;
+        keep(row.from);
+        keep(row.to);
+        // Where a KV head has several tiles of query rows, the first stores.
+        const bool is_stored = cursor.first_row == 0 && new_slot < rope.num_slots;
+        const size_t to = (size_t{new_slot} * rope.num_kv_heads + cursor.first_head + head) * kHeadDim;
+        row.k = is_stored ? static_cast<T*>(rope.k) + to : nullptr;
+        row.v = is_stored ? static_cast<T*>(rope.v) + to : nullptr;
     }
-    // Where the unit that this thread sends first, and the one that it stores first, lie.
-    const ClusterUnit sent(threadIdx.x, num_rows, kParts);
-    const uint32_t sent_owner = threadIdx.x / share, sent_at = rank * share + threadIdx.x % share;
-    const ClusterUnit stored(rank * share + threadIdx.x, num_rows, kParts);
-    char* received_shared = dynamic_shared + Shape::kRingBytes + Shape::kNewBytes;
-    float4* received_rows = reinterpret_cast<float4*>(received_shared);
-    float2* received_stats = reinterpret_cast<float2*>(received_shared + Shape::kUnits * sizeof(float4));
+    Head heads[Shape::kHeads];
+#pragma unroll
+    for (int h = 0; h < Shape::kHeads; ++h) heads[h].start(cursor.seq, sizes);
+    const uint32_t warp_stats = shared_address(stats);
+    auto sent = exchange.sent(threadIdx.x, ring, warp_stats, received, received_full);
+    sent.compute_now();
+    T* out = static_cast<T*>(params.out) +
+             (size_t{cursor.seq.q_start} * params.sizes.num_heads + first_query) * kHeadDim;
+    auto stored = exchange.stored(threadIdx.x, received, out, sizes.group);
+    stored.compute_now();
     cluster_wait();
     STAMP(2);
     grid_wait();
     STAMP(3);
 
-    Row rows[kPasses], values[kPasses];
+    Row rows[NewRow::kPasses], values[NewRow::kPasses];
 #pragma unroll
-    for (int pass = 0; pass < kPasses; ++pass) {
-        const uint32_t item = pass * kPassRows + warp * Row::kRowsAtOnce + lane / Row::kLanes;
+    for (int pass = 0; pass < NewRow::kPasses; ++pass) {
         rows[pass] = values[pass] = {};
-        if (item < num_new) rows[pass] = Row::load(token + column[pass]);
-        if (item >= num_queries && item < num_new) {
-            values[pass] = Row::load(token + column[pass] + rope.num_kv_heads * kHeadDim);
-        }
+        if (NewRow::first_of_warp(pass) >= num_new) break;
+        const NewRow& row = new_row[pass];
+        if (row.exists) rows[pass] = Row::load(row.from);
+        if (row.exists && !row.is_query) values[pass] = Row::load(row.from + rope.num_kv_heads * kHeadDim);
     }
 #pragma unroll
-    for (int pass = 0; pass < kPasses; ++pass) {
-        // The first lane's item is the lowest of the warp.
-        if (pass * kPassRows + warp * Row::kRowsAtOnce >= num_new) break;
-        const uint32_t item = pass * kPassRows + warp * Row::kRowsAtOnce + lane / Row::kLanes;
-        const bool is_query = item < num_queries;
-        const bool has_norm = (is_query ? rope.q_norm : rope.k_norm) != nullptr;
-        rows[pass].turn(has_norm, is_query ? q_norm : k_norm, rope.eps, c, s);
-        if (item >= num_new) continue;
-        rows[pass].store_shared(new_shared + to_row[pass] * Decode::kTurnedStride);
-        if (!is_query) {
-            values[pass].store_shared(new_shared + (to_row[pass] + Shape::kHeads) * Decode::kTurnedStride);
-            // Where a KV head has several tiles of query rows, the first stores.
-            if (cursor.first_row == 0 && new_slot < rope.num_slots) {
-                const size_t to =
-                    (size_t{new_slot} * rope.num_kv_heads + cursor.first_head + item - num_queries) * kHeadDim;
-                rows[pass].store(static_cast<T*>(rope.k) + to);
-                values[pass].store(static_cast<T*>(rope.v) + to);
-            }
-        }
+    for (int pass = 0; pass < NewRow::kPasses; ++pass) {
+        if (NewRow::first_of_warp(pass) >= num_new) break;
+        new_row[pass].turn(rows[pass], values[pass], rope, q_norm, k_norm, c, s);
     }
     STAMP(4);
     __syncthreads();
     STAMP(5);
 
-    Head heads[Shape::kHeads];
     const uint32_t g = lane / 4, t = lane % 4;
 #pragma unroll
     for (int h = 0; h < Shape::kHeads; ++h) {
-        uint4 queries[Head::kKChunks];
 #pragma unroll
         for (int i = 0; i < Head::kKChunks; ++i) {
             const bool is_query = g < num_rows && h < num_heads;
-            const uint32_t from =
-                new_shared + (h * kJobRows + g) * Decode::kTurnedStride + (32 * i + 8 * t) * sizeof(T);
-            queries[i] = is_query ? load_shared_16(from) : uint4{};
+            const uint32_t from = new_rows + (h * kJobRows + g) * Shape::kNewStride + (32 * i + 8 * t) * sizeof(T);
+            heads[h].q[i] = is_query ? load_shared_16(from) : uint4{};
         }
-        heads[h].start(queries, cursor, sizes);
     }
     const float scale_log2 = params.scale * kLog2E;
     uint32_t parity = 0;
     int stage = 0;
+#pragma unroll 1
     for (uint32_t piece = first_of_warp; piece < cursor.piece_end; piece += Shape::kWarps) {
-        const uint32_t next = piece + Shape::kDepth * Shape::kWarps;
-        const uint32_t next_slot = look_up(next);
-        const uint32_t rows_at = warp_ring + stage * Decode::kStageBytes;
-        mbarrier_wait(shared_address(&barriers[warp * Shape::kDepth + stage]), parity);
+        const uint32_t piece_rows = reader.stage_address(stage), next = piece + Shape::kDepth * Shape::kWarps;
+        mbarrier_wait(reader.barriers + stage * 8, parity);
         __syncwarp();
         if (has_new && piece + 1 == cursor.piece_end) {
-            // Every copy of the position's row (piece_slot).
-            const bool is_alone = first_visible(newest, sizes.window) == newest;
-            const uint32_t first_row = is_alone ? 0 : newest % kPieceTokens;
-            const uint32_t words = num_heads * (kHeadDim / 2);
-            for (uint32_t i = lane; i < words; i += 32) {
-                const uint32_t h = i / (kHeadDim / 2), at = i % (kHeadDim / 2) * 4;
-                const uint32_t from = new_shared + (Shape::kMergeRows + h) * Decode::kTurnedStride + at;
-                const uint32_t key = load_shared_4(from);
-                const uint32_t value = load_shared_4(from + Shape::kHeads * Decode::kTurnedStride);
-                for (uint32_t row = first_row; row < kPieceTokens; ++row) {
-                    store_shared_4(rows_at + row * Decode::kKStride + h * Decode::kHeadBytes + at, key);
-                    store_shared_4(rows_at + Decode::kVOffset + row * Decode::kVStride + h * Decode::kHeadBytes + at,
-                                   value);
-                }
-            }
-            __syncwarp();
+            put_new_rows<kHeadDim>(new_rows, piece_rows, newest, sizes.window, num_heads);
         }
-        attend(heads, rows_at, Decode::kKStride, rows_at + Decode::kVOffset, Decode::kVStride, piece, scale_log2);
+        uint32_t next_slot = 0;
+        if (next < cursor.piece_end) next_slot = reader.look_up(next);
+        attend(heads, piece_rows, Decode::kKStride, piece_rows + Decode::kVOffset, Decode::kVStride, piece,
+               scale_log2);
         __syncwarp();
-        if (next < cursor.piece_end) copy(stage, next_slot);
+        if (next < cursor.piece_end) reader.copy(stage, next_slot);
         if (++stage == Shape::kDepth) {
             stage = 0;
             parity ^= 1;
@@ -286,45 +302,27 @@ __device__ __forceinline__ void decode_short(const msgl_attention_params& params
     STAMP(6);
 
     // The warp's stages are free.
-    const auto rows_of = [&](uint32_t w) { return reinterpret_cast<float*>(dynamic_shared + w * Shape::kWarpBytes); };
+    float* warp_rows = reinterpret_cast<float*>(dynamic_shared + warp * Shape::kWarpBytes);
 #pragma unroll
     for (int h = 0; h < Shape::kHeads; ++h) {
         if (h >= num_heads) continue;
         heads[h].finish_sums();
-        heads[h].store_partial(rows_of(warp) + h * kJobRows * Decode::kMergeStride, Decode::kMergeStride,
+        heads[h].store_partial(warp_rows + h * kJobRows * Decode::kMergeStride, Decode::kMergeStride,
                                stats + warp * Shape::kMergeRows + h * kJobRows, num_rows);
     }
     __syncthreads();
     STAMP(7);
-    const auto send = [&](const ClusterUnit& unit, uint32_t owner, uint32_t at) {
-        const uint32_t row = unit.head * kJobRows + unit.row;
-        const RowSum sum = add_rows<Shape::kWarps>(
-            Shape::kWarps, [&](uint32_t w) { return stats[w * Shape::kMergeRows + row]; },
-            [&](uint32_t w) {
-                return *reinterpret_cast<const float4*>(rows_of(w) + row * Decode::kMergeStride + unit.dim);
-            });
-        const uint32_t barrier = cluster_address(received, owner);
-        store_async(cluster_address(shared_address(received_rows + at), owner), sum.out, barrier);
-        store_async(cluster_address(shared_address(received_stats + at), owner), sum.maximum, sum.sum, barrier);
-    };
-    if (threadIdx.x < units) send(sent, sent_owner, sent_at);
-    for (uint32_t unit = threadIdx.x + Shape::kThreads; unit < units; unit += Shape::kThreads) {
-        send(ClusterUnit(unit, num_rows, kParts), unit / share, rank * share + unit % share);
+    if (threadIdx.x < exchange.units) exchange.template send<Shape::kWarps>(sent, Shape::kWarpBytes);
+#pragma unroll 1
+    for (uint32_t unit = threadIdx.x + Shape::kThreads; unit < exchange.units; unit += Shape::kThreads) {
+        const auto more = exchange.sent(unit, ring, warp_stats, received, received_full);
+        exchange.template send<Shape::kWarps>(more, Shape::kWarpBytes);
     }
     STAMP(8);
-    mbarrier_wait(received, 0);
+    mbarrier_wait(received_full, 0);
     STAMP(9);
-    const auto store = [&](const ClusterUnit& unit, uint32_t i) {
-        const RowSum sum = add_rows<8>(
-            num_ctas, [&](uint32_t from) { return received_stats[from * share + i]; },
-            [&](uint32_t from) { return received_rows[from * share + i]; });
-        store_row4(out_row<T, kHeadDim>(params, cursor, sizes, unit.head, unit.row) + unit.dim, sum.out,
-                   1.0f / sum.sum);
-    };
-    if (threadIdx.x < own_units) store(stored, threadIdx.x);
-    for (uint32_t i = threadIdx.x + Shape::kThreads; i < own_units; i += Shape::kThreads) {
-        store(ClusterUnit(rank * share + i, num_rows, kParts), i);
-    }
+    static_assert(Decode::kClusterUnits <= 2 * Shape::kThreads, "a share of two CTAs is a unit for each thread");
+    if (threadIdx.x < exchange.own_units) exchange.store(stored);
     STAMP(10);
 }
 
