@@ -12,11 +12,11 @@
 // whatever it holds, and its copy is replaced.
 #pragma once
 #include "decode_head.cuh"
-#include "decode_rope_row.cuh"
 #include "decode_shape.cuh"
 #include "ptx/bulk.cuh"
 #include "ptx/cp_async.cuh"
 #include "ptx/grid.cuh"
+#include "rope_row.cuh"
 #include "short_exchange.cuh"
 
 namespace msgl {
@@ -39,7 +39,7 @@ struct ShortShape {
     static constexpr int kRingBytes = kWarps * kWarpBytes;
     // Rows of the new token on their way: queries, then keys, then values.
     static constexpr int kNewRows = kMergeRows + 2 * kHeads;
-    static constexpr int kNewStride = Decode::kTurnedStride;
+    static constexpr int kNewStride = k_row_stride(Decode::kHeadBytes);
     static constexpr int kNewBytes = kNewRows * kNewStride;
     static constexpr int kSharedBytes = kRingBytes + kNewBytes + Decode::kClusterBytes;
 };

@@ -3,6 +3,8 @@
 
 mod tuning;
 
+use std::cell::Cell;
+
 use super::bindings::{
     msgl_attention_clusters, msgl_attention_ctas_per_sm, msgl_attention_decode, msgl_attention_heads_per_job,
     msgl_attention_kernel, msgl_attention_params, msgl_attention_plain, msgl_attention_plan,
@@ -20,10 +22,6 @@ const OP: &str = "attention";
 const MAX_HEAD_DIM: usize = 512;
 /// Query rows of a decode job: `kJobRows` in csrc/attention/plan.cuh.
 const JOB_ROWS: usize = 8;
-/// Most sequences for which rotation inside of attention is quicker than before it: with more, a launch is no longer
-/// most of its time, and CTAs with many jobs rotate more often than others.
-const MAX_ROPE_SEQS: usize = 16;
-
 /// The work lists of a step and the scratch of its kernels.
 ///
 /// How a sequence's KV is split among CTAs depends on the whole batch, and with it the last bits of the result;
@@ -41,6 +39,9 @@ pub struct AttnPlan {
     has_rope: bool,
     /// `msgl_attention_plan_bytes(sizes)` bytes.
     buf: DeviceBuf,
+    /// Whether the step that was planned last still lacks its plan: the kernel for short contexts reads none, and making
+    /// one takes as long as attention does in two layers of such a step.
+    is_due: Cell<bool>,
 }
 
 fn abi(kernel: AttnKernel) -> msgl_attention_kernel {
@@ -127,7 +128,7 @@ pub(crate) fn new_plan(cuda: &Cuda, spec: &AttnSpec, max_tokens: usize, max_seqs
     // SAFETY: reads `sizes` and returns a number.
     let size_bytes = unsafe { msgl_attention_plan_bytes(&sizes) };
     let buf = DeviceBuf::zeroed(&cuda.device, &cuda.stream, "attention plan", size_bytes)?;
-    Ok(AttnPlan { spec: *spec, families, prefill, sizes, clusters, has_rope, buf })
+    Ok(AttnPlan { spec: *spec, families, prefill, sizes, clusters, has_rope, buf, is_due: Cell::new(false) })
 }
 
 impl AttnPlan {
@@ -146,10 +147,35 @@ impl AttnPlan {
         let num_jobs = num_seqs * self.groups_of_kv_heads() * rows.div_ceil(JOB_ROWS);
         let num_jobs = num_jobs.max(1);
         let max_kv_len = cuda.lengths.expected(inputs.extent.max_kv_len);
+        let rotates = self.has_rope && num_tokens <= num_seqs;
         let (cluster_ctas, grid_ctas) =
-            tuning::decode_grid(&self.clusters, num_jobs, max_kv_len, self.sizes.decode_ctas);
-        cuda.lengths.limit_to(tuning::max_cluster_kv_len(cluster_ctas));
+            tuning::decode_grid(&self.clusters, num_jobs, max_kv_len, self.sizes.decode_ctas, rotates);
+        cuda.lengths.limit_to(tuning::max_cluster_kv_len(cluster_ctas, rotates));
         Ok(msgl_attention_sizes { decode_rows, grid_ctas, cluster_ctas, ..self.sizes })
+    }
+
+    /// Whether the kernel that rotates, for short contexts, takes a step of these sizes. It reads no plan.
+    fn rotates(&self, sizes: &msgl_attention_sizes, inputs: &CudaInputs) -> bool {
+        let has_one_token_each = inputs.extent.max_q_len <= 1;
+        self.has_rope && has_one_token_each && sizes.decode_rows == u32::MAX && sizes.cluster_ctas > 1
+    }
+
+    /// Makes the plan of the step where that is still due.
+    fn make(&self, cuda: &Cuda, sizes: &msgl_attention_sizes, inputs: &CudaInputs) -> Result<()> {
+        if !self.is_due.replace(false) {
+            return Ok(());
+        }
+        let params = msgl_attention_plan_params {
+            cu_q_lens: inputs.cu_q_lens(),
+            kv_lens: inputs.kv_lens(),
+            seq_rows: inputs.seq_rows(),
+            plan: self.buf.as_ptr(),
+            sizes: *sizes,
+            num_seqs: inputs.layout.num_seqs as u32,
+        };
+        // SAFETY: the plan has room for the sequences and tiles of these sizes, which `sizes_for` has checked;
+        // begin_step has checked that q_len <= kv_len and that cu_q_lens rises.
+        unsafe { cuda.launch("plan_attention", &params, msgl_attention_plan) }
     }
 
     /// KV heads, in groups that a decode job reads together.
@@ -183,17 +209,12 @@ impl AttnPlan {
 pub(crate) fn plan(cuda: &Cuda, plan: &mut AttnPlan, inputs: &CudaInputs, spec: &AttnSpec) -> Result<()> {
     plan.check_spec(spec)?;
     let Some(families) = plan.families else { return Ok(()) };
-    let params = msgl_attention_plan_params {
-        cu_q_lens: inputs.cu_q_lens(),
-        kv_lens: inputs.kv_lens(),
-        seq_rows: inputs.seq_rows(),
-        plan: plan.buf.as_ptr(),
-        sizes: plan.sizes_for(cuda, &families, inputs)?,
-        num_seqs: inputs.layout.num_seqs as u32,
-    };
-    // SAFETY: the plan has room for the sequences and tiles of these sizes, which `sizes_for` has checked;
-    // begin_step has checked that q_len <= kv_len and that cu_q_lens rises.
-    unsafe { cuda.launch("plan_attention", &params, msgl_attention_plan) }
+    let sizes = plan.sizes_for(cuda, &families, inputs)?;
+    plan.is_due.set(true);
+    if plan.rotates(&sizes, inputs) {
+        return Ok(());
+    }
+    plan.make(cuda, &sizes, inputs)
 }
 
 /// See [`Backend::attention`](crate::Backend::attention).
@@ -241,6 +262,7 @@ pub(super) fn launch(
         }
     };
     let sizes = plan.sizes_for(cuda, &families, inputs)?;
+    plan.make(cuda, &sizes, inputs)?;
     let num_tiles = plan.num_tiles(inputs, sizes.decode_rows) as u32;
     if num_tiles != 0 {
         let params = msgl_attention_params { sizes, num_tiles, kernel: plan.prefill, ..params };
@@ -312,14 +334,11 @@ pub(super) fn rope_params(
     inputs: &CudaInputs,
     plan: &AttnPlan,
 ) -> Result<Option<msgl_attention_params>> {
-    let has_one_token_each = inputs.extent.max_q_len <= 1 && inputs.layout.num_seqs <= MAX_ROPE_SEQS;
-    let is_covered = plan.has_rope && dtype != DType::F32 && params.num_slots != 0;
     match plan.families {
-        Some(families) if is_covered && has_one_token_each => {
+        Some(families) if dtype != DType::F32 && params.num_slots != 0 && params.num_tokens != 0 => {
             let sizes = plan.sizes_for(cuda, &families, inputs)?;
-            let takes_all = sizes.decode_rows == u32::MAX && sizes.cluster_ctas > 1 && params.num_tokens != 0;
             let kernel = abi(families.decode);
-            Ok(takes_all.then_some(msgl_attention_params { sizes, kernel, ..*params }))
+            Ok(plan.rotates(&sizes, inputs).then_some(msgl_attention_params { sizes, kernel, ..*params }))
         }
         _ => Ok(None),
     }

@@ -1,4 +1,4 @@
-//! Rotation and KV store inside of decode attention: csrc/attention/decode_rope.cuh. Steps that the kernel does not take
+//! Rotation and KV store inside of decode attention: csrc/attention/decode_short.cuh. Steps that the kernel does not take
 //! run both ops.
 
 use super::bindings::{msgl_attention_params, msgl_rope_attention, msgl_rope_attention_params};

@@ -92,7 +92,9 @@ fn check<B: Backend>(backend: &mut B, config: &CheckConfig) -> Result<(), String
         !trtllm || case.dtype != DType::F32 && pages.contains(&case.page_size)
     });
     property(backend, config, strategy, check_case)?;
-    fixed(backend, "a recording replayed for long contexts", |backend| check_case(backend, config, &long_case()))?;
+    fixed(backend, "a recording replayed for long contexts", |backend| {
+        check_case(backend, config, &long_case())
+    })?;
     fixed(backend, "arguments that do not fit", check_refusals)
 }
 

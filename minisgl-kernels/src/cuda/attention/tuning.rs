@@ -86,13 +86,19 @@ pub(super) fn max_decode_rows(decode_rows: u32, num_tokens: usize, num_seqs: usi
     if num_tokens <= num_seqs { group } else { (num_tokens * group).min(decode_rows as usize) }
 }
 
-/// KV positions for each CTA of a large cluster beyond which a grid without clusters is faster: a job has no more CTAs
-/// than its cluster, and where the plan cuts ranges instead, clusters of 4 and 8 fill the multiprocessors badly.
-const CLUSTER_CTA_TOKENS: usize = 256;
-
-/// The longest context that goes to clusters of this many CTAs.
-pub(super) fn max_cluster_kv_len(cluster_ctas: u32) -> usize {
-    if cluster_ctas <= 2 { usize::MAX } else { cluster_ctas as usize * CLUSTER_CTA_TOKENS }
+/// The longest context that goes to clusters of this many CTAs; `rotates` says whether decode's kernel would be the one
+/// that rotates too, for which they always take a job each.
+///
+/// A job has no more CTAs than its cluster, so that beyond this ranges in a grid without clusters are faster; and where
+/// the plan cuts ranges in clusters of 4 and 8, those fill the multiprocessors badly.
+pub(super) fn max_cluster_kv_len(cluster_ctas: u32, rotates: bool) -> usize {
+    match cluster_ctas {
+        8 => 2048,
+        4 if rotates => 2048,
+        4 => 1024,
+        2 if rotates => 1536,
+        _ => usize::MAX,
+    }
 }
 
 /// Sizes of the decode clusters that may share a job, largest first.
@@ -102,19 +108,19 @@ pub(super) const CLUSTER_CTAS: [u32; 4] = [8, 4, 2, 1];
 ///
 /// The largest clusters of which the device holds one for each job at once: what a job's CTAs exchange then stays inside
 /// of a cluster, where that is quick. Whether a step's work goes to clusters is for the plan to say, which sees the
-/// lengths; clusters of 4 and 8 always take their jobs, and there are no more of them. `resident[i]` is how many clusters
-/// of `CLUSTER_CTAS[i]` the device holds, none where it has no clusters.
+/// lengths. `resident[i]` is how many clusters of `CLUSTER_CTAS[i]` the device holds, none where it has no clusters.
+/// `rotates`: as of [`max_cluster_kv_len`].
 pub(super) fn decode_grid(
     resident: &[u32; 4],
     num_jobs: usize,
     max_kv_len: usize,
     num_ctas: u32,
+    rotates: bool,
 ) -> (u32, u32) {
     let ranges = (u32::from(resident[3] != 0), num_ctas);
     let fitting = CLUSTER_CTAS.iter().zip(resident).find(|&(_, &clusters)| num_jobs <= clusters as usize);
     match fitting {
-        Some((&ctas, &clusters)) if ctas > 1 && max_kv_len <= max_cluster_kv_len(ctas) => {
-            let clusters = if ctas > 2 { num_jobs as u32 } else { clusters };
+        Some((&ctas, &clusters)) if ctas > 1 && max_kv_len <= max_cluster_kv_len(ctas, rotates) => {
             (ctas, (clusters * ctas).min(num_ctas))
         }
         _ => ranges,
@@ -161,10 +167,10 @@ mod tests {
     #[test]
     fn jobs_go_to_the_largest_clusters_that_are_there_for_all_of_them() {
         let resident = [30, 62, 132, 264];
-        let grid = |num_jobs, max_kv_len| decode_grid(&resident, num_jobs, max_kv_len, 264);
-        assert_eq!(grid(8, 0), (8, 64));
+        let grid = |num_jobs, max_kv_len| decode_grid(&resident, num_jobs, max_kv_len, 264, false);
+        assert_eq!(grid(8, 0), (8, 240));
         assert_eq!(grid(30, 2048), (8, 240));
-        assert_eq!(grid(31, 0), (4, 124));
+        assert_eq!(grid(31, 0), (4, 248));
         assert_eq!(grid(63, 100_000), (2, 264));
         assert_eq!(grid(133, 0), (1, 264));
         assert_eq!(grid(1000, 0), (1, 264));
@@ -172,7 +178,12 @@ mod tests {
         assert_eq!(grid(8, 2049), (1, 264));
         assert_eq!(grid(31, 1025), (1, 264));
         // A device without clusters.
-        assert_eq!(decode_grid(&[0; 4], 8, 0, 264), (0, 264));
+        assert_eq!(decode_grid(&[0; 4], 8, 0, 264, false), (0, 264));
+        // With the kernel that rotates.
+        let grid = |num_jobs, max_kv_len| decode_grid(&resident, num_jobs, max_kv_len, 264, true);
+        assert_eq!(grid(31, 2048), (4, 248));
+        assert_eq!(grid(63, 1536), (2, 264));
+        assert_eq!(grid(63, 1537), (1, 264));
     }
 
     #[test]
