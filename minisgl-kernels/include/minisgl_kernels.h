@@ -379,7 +379,7 @@ int msgl_attention_decode(const msgl_attention_params *params, msgl_stream strea
 int msgl_attention_plain(const msgl_attention_params *params, msgl_stream stream);
 
 // rope_store_kv and decode in one launch, for a step of at most one token a sequence: bf16 and f16, head_dim 64 and
-// 128, sm_90. Both parts name the same tensors.
+// 128, sm_90, in clusters of at least 2 CTAs. Both parts name the same tensors. It reads no plan.
 typedef struct msgl_rope_attention_params {
   msgl_rope_store_kv_params rope;
   msgl_attention_params attention;

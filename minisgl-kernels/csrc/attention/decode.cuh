@@ -77,7 +77,8 @@ __global__ void __launch_bounds__(DecodeShape<kHeadDim>::kThreads, DecodeShape<k
     __shared__ uint32_t num_left;  // warps that have left rows, over all jobs so far
     __shared__ SharedJobs shared_jobs;
     float* merge_rows = reinterpret_cast<float*>(dynamic_shared + Shape::kRingBytes);
-    const uint32_t warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    // The same in all lanes, which the compiler shall know.
+    const uint32_t warp = __shfl_sync(~0u, threadIdx.x / 32, 0), lane = threadIdx.x % 32;
     const float scale_log2 = params.scale * kLog2E;
 
     const bool reads_early = params.reads_early != 0;

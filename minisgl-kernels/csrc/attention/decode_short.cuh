@@ -15,6 +15,7 @@
 #include "decode_shape.cuh"
 #include "ptx/bulk.cuh"
 #include "ptx/cp_async.cuh"
+#include "ptx/elect.cuh"
 #include "ptx/grid.cuh"
 #include "rope_row.cuh"
 #include "short_exchange.cuh"
@@ -55,21 +56,25 @@ struct ShortReader {
     const JobSizes& sizes;
     uint32_t ring, barriers, bytes;  // of the warp: its stages, their barriers, what a row of them has
 
-    // The slot of this lane's row of a piece.
+    // The slot of row lane % 16 of a piece.
     __device__ uint32_t look_up(uint32_t piece) const {
         return piece < cursor.piece_end ? piece_slot(params, cursor, sizes, piece) : 0;
     }
 
     __device__ void copy(int stage, uint32_t slot) const {
-        const uint32_t lane = threadIdx.x % 32, row = lane % kPieceTokens;
-        const bool is_k = lane < kPieceTokens;
         const uint32_t to = stage_address(stage), barrier = barriers + stage * 8;
-        if (lane == 0) mbarrier_arrive_expect(barrier, 2 * kPieceTokens * bytes);
-        __syncwarp();
-        const T* from = static_cast<const T*>(is_k ? params.k : params.v) +
-                        (size_t{slot} * sizes.num_kv_heads + cursor.first_head) * kHeadDim;
-        bulk_copy(to + (is_k ? row * Decode::kKStride : Decode::kVOffset + row * Decode::kVStride), from, bytes,
-                  barrier, kEvictFirst);
+        const T* k = static_cast<const T*>(params.k) + cursor.first_head * kHeadDim;
+        const T* v = static_cast<const T*>(params.v) + cursor.first_head * kHeadDim;
+        const uint32_t slot_elements = sizes.num_kv_heads * kHeadDim;
+        if (elect_one()) mbarrier_arrive_expect(barrier, 2 * kPieceTokens * bytes);
+#pragma unroll 4
+        for (uint32_t row = 0; row < kPieceTokens; ++row) {
+            const size_t from = size_t{__shfl_sync(~0u, slot, row)} * slot_elements;
+            if (elect_one()) {
+                bulk_copy(to + row * Decode::kKStride, k + from, bytes, barrier, kEvictFirst);
+                bulk_copy(to + Decode::kVOffset + row * Decode::kVStride, v + from, bytes, barrier, kEvictFirst);
+            }
+        }
     }
 
     __device__ uint32_t stage_address(int stage) const { return ring + stage * Decode::kStageBytes; }
@@ -146,7 +151,8 @@ __device__ __forceinline__ void decode_short(const msgl_attention_params& params
     __shared__ float2 stats[Shape::kWarps * Shape::kMergeRows];
     __shared__ uint64_t barriers[Shape::kWarps * Shape::kDepth];
     __shared__ uint64_t received_barrier;
-    const uint32_t warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    // The same in all lanes, which the compiler shall know.
+    const uint32_t warp = __shfl_sync(~0u, threadIdx.x / 32, 0), lane = threadIdx.x % 32;
     STAMP(0);
     grid_launch_next();
 
