@@ -22,10 +22,6 @@
 
 namespace msgl {
 
-#ifndef STAMP
-#define STAMP(i)
-#endif
-
 template <int kHeadDim>
 struct ShortShape {
     using Decode = DecodeShape<kHeadDim>;
@@ -153,7 +149,6 @@ __device__ __forceinline__ void decode_short(const msgl_attention_params& params
     __shared__ uint64_t received_barrier;
     // The same in all lanes, which the compiler shall know.
     const uint32_t warp = __shfl_sync(~0u, threadIdx.x / 32, 0), lane = threadIdx.x % 32;
-    STAMP(0);
     grid_launch_next();
 
     // The job of this cluster.
@@ -200,7 +195,6 @@ __device__ __forceinline__ void decode_short(const msgl_attention_params& params
     uint32_t slots[Shape::kDepth];
 #pragma unroll
     for (int i = 0; i < Shape::kDepth; ++i) slots[i] = reader.look_up(first_of_warp + i * Shape::kWarps);
-    STAMP(1);
 
     // Norms and angles of the lane's elements.
     Row q_norm = {}, k_norm = {};
@@ -251,9 +245,7 @@ __device__ __forceinline__ void decode_short(const msgl_attention_params& params
     auto stored = exchange.stored(threadIdx.x, received, out, sizes.group);
     stored.compute_now();
     cluster_wait();
-    STAMP(2);
     grid_wait();
-    STAMP(3);
 
     Row rows[NewRow::kPasses], values[NewRow::kPasses];
 #pragma unroll
@@ -269,9 +261,7 @@ __device__ __forceinline__ void decode_short(const msgl_attention_params& params
         if (NewRow::first_of_warp(pass) >= num_new) break;
         new_row[pass].turn(rows[pass], values[pass], rope, q_norm, k_norm, c, s);
     }
-    STAMP(4);
     __syncthreads();
-    STAMP(5);
 
     const uint32_t g = lane / 4, t = lane % 4;
 #pragma unroll
@@ -305,7 +295,6 @@ __device__ __forceinline__ void decode_short(const msgl_attention_params& params
             parity ^= 1;
         }
     }
-    STAMP(6);
 
     // The warp's stages are free.
     float* warp_rows = reinterpret_cast<float*>(dynamic_shared + warp * Shape::kWarpBytes);
@@ -317,19 +306,15 @@ __device__ __forceinline__ void decode_short(const msgl_attention_params& params
                                stats + warp * Shape::kMergeRows + h * kJobRows, num_rows);
     }
     __syncthreads();
-    STAMP(7);
     if (threadIdx.x < exchange.units) exchange.template send<Shape::kWarps>(sent, Shape::kWarpBytes);
 #pragma unroll 1
     for (uint32_t unit = threadIdx.x + Shape::kThreads; unit < exchange.units; unit += Shape::kThreads) {
         const auto more = exchange.sent(unit, ring, warp_stats, received, received_full);
         exchange.template send<Shape::kWarps>(more, Shape::kWarpBytes);
     }
-    STAMP(8);
     mbarrier_wait(received_full, 0);
-    STAMP(9);
     static_assert(Decode::kClusterUnits <= 2 * Shape::kThreads, "a share of two CTAs is a unit for each thread");
     if (threadIdx.x < exchange.own_units) exchange.store(stored);
-    STAMP(10);
 }
 
 template <typename T, int kHeadDim>
