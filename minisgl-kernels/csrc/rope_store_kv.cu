@@ -21,8 +21,9 @@ constexpr int kWarps = 4;
 template <typename T, int kPairs, int kIters>
 __global__ void __launch_bounds__(kWarps *kWarpSize) rope_store_kv_kernel(msgl_rope_store_kv_params p) {
   using V = Vec<T, kPairs>;
-  grid_wait();
+  // Decode that comes next reads K and V of earlier steps meanwhile.
   grid_launch_next();
+  grid_wait();
   const uint32_t t = blockIdx.x;
   const uint32_t head = blockIdx.y * kWarps + threadIdx.x / kWarpSize;
   const uint32_t lane = threadIdx.x % kWarpSize;

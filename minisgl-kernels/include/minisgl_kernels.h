@@ -350,6 +350,9 @@ typedef struct msgl_attention_params {
   uint32_t num_tokens;
   uint32_t num_seqs;
   uint32_t num_tiles;  // prefill: at least as many tiles as the plan holds; those in excess cost nothing
+  // Decode, in a recorded step: nothing but the kernel just before writes K and V of this layer, and only the rows of
+  // this step's positions.
+  uint32_t reads_early;
   uint32_t page_size;
   uint32_t max_pages;
   float scale;
@@ -376,7 +379,7 @@ int msgl_attention_decode(const msgl_attention_params *params, msgl_stream strea
 int msgl_attention_plain(const msgl_attention_params *params, msgl_stream stream);
 
 // rope_store_kv and decode in one launch, for a step of at most one token a sequence: bf16 and f16, head_dim 64 and
-// 128, sm_90. Both parts name the same tensors.
+// 128, sm_90, in clusters of at least 2 CTAs. Both parts name the same tensors. It reads no plan.
 typedef struct msgl_rope_attention_params {
   msgl_rope_store_kv_params rope;
   msgl_attention_params attention;

@@ -213,7 +213,8 @@ pub trait Backend: Sized + Send + 'static {
     /// `rope_store_kv`, then `attention`, of one layer. `qkv` is unspecified afterwards.
     ///
     /// In one pass a backend may round what lies between otherwise than both ops alone, but for what is stored in `kv`.
-    /// A graph of a step with one token a sequence is replayed for such steps only.
+    /// A graph of a step with one token a sequence is replayed for such steps only, and no other op of a graph writes
+    /// `kv`: what earlier steps stored there may be read before the op that comes first has ended.
     fn rope_attention(
         &mut self,
         out: &mut Tensor<Self::Buf>,

@@ -6,8 +6,8 @@ namespace msgl {
 
 int decode_bf16(const msgl_attention_params& params, cudaStream_t stream);
 int decode_f16(const msgl_attention_params& params, cudaStream_t stream);
-int decode_rope_bf16(const msgl_rope_attention_params& params, cudaStream_t stream);
-int decode_rope_f16(const msgl_rope_attention_params& params, cudaStream_t stream);
+int decode_short_bf16(const msgl_rope_attention_params& params, cudaStream_t stream);
+int decode_short_f16(const msgl_rope_attention_params& params, cudaStream_t stream);
 int decode_pages_bf16(const msgl_attention_params& params, cudaStream_t stream);
 int decode_pages_f16(const msgl_attention_params& params, cudaStream_t stream);
 int prefill_bf16(const msgl_attention_params& params, cudaStream_t stream);
@@ -15,7 +15,7 @@ int prefill_f16(const msgl_attention_params& params, cudaStream_t stream);
 int prefill_wgmma_bf16(const msgl_attention_params& params, cudaStream_t stream);
 int prefill_wgmma_f16(const msgl_attention_params& params, cudaStream_t stream);
 uint32_t decode_clusters(uint32_t head_dim, uint32_t cluster_ctas);
-uint32_t decode_rope_clusters(uint32_t head_dim, uint32_t cluster_ctas);
+uint32_t decode_short_clusters(uint32_t head_dim, uint32_t cluster_ctas);
 bool has_prefill_wgmma_bf16();
 bool has_prefill_wgmma_f16();
 
@@ -66,7 +66,7 @@ extern "C" uint32_t msgl_attention_ctas_per_sm(msgl_attention_kernel kernel, msg
 
 extern "C" uint32_t msgl_attention_clusters(uint32_t head_dim, uint32_t sm, uint32_t cluster_ctas) {
     if (sm < 90 || !msgl::has_mma(MSGL_ATTENTION_FI, MSGL_BF16, head_dim, sm)) return 0;
-    return (msgl_has_rope_attention(MSGL_BF16, head_dim, sm) ? msgl::decode_rope_clusters : msgl::decode_clusters)(
+    return (msgl_has_rope_attention(MSGL_BF16, head_dim, sm) ? msgl::decode_short_clusters : msgl::decode_clusters)(
         head_dim, cluster_ctas);
 }
 
@@ -103,8 +103,8 @@ extern "C" uint32_t msgl_has_rope_attention(msgl_dtype dtype, uint32_t head_dim,
 extern "C" int msgl_rope_attention(const msgl_rope_attention_params* params, msgl_stream stream) {
     const cudaStream_t cuda_stream = reinterpret_cast<cudaStream_t>(stream);
     switch (params->attention.dtype) {
-        case MSGL_BF16: return msgl::decode_rope_bf16(*params, cuda_stream);
-        case MSGL_F16: return msgl::decode_rope_f16(*params, cuda_stream);
+        case MSGL_BF16: return msgl::decode_short_bf16(*params, cuda_stream);
+        case MSGL_F16: return msgl::decode_short_f16(*params, cuda_stream);
         default: return MSGL_ERROR_UNSUPPORTED;
     }
 }

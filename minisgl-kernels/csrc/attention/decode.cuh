@@ -7,7 +7,6 @@
 #pragma once
 #include "decode_cluster.cuh"
 #include "decode_reader.cuh"
-#include "decode_rope.cuh"
 #include "ptx/grid.cuh"
 
 namespace msgl {
@@ -61,15 +60,14 @@ struct DecodeStart {
     }
 };
 
-// With `Rope` = DecodeRope the kernel also does what rope_store_kv does, and reads K, V and the plan before the grids
-// before it have ended. It may: within a recorded step no other kernel writes K or V of this layer, or the page table;
-// the plan's kernel lets the next one start only after its last write (plan.cu), and all others of the step come after
-// that one; and what earlier steps wrote was there before the first kernel of this step started, which waits for them
-// like any launch without the attribute. The slot of the new position is copied too, whatever it holds, and its copy
-// is replaced (DecodeRope::put_new).
-template <typename T, int kHeadDim, typename Rope>
-__device__ __forceinline__ void decode(const msgl_attention_params& params,
-                                       const msgl_rope_store_kv_params* rope_params) {
+// Where the caller says that it may (`reads_early`), the kernel reads K, V and the plan before the grids before it have
+// ended. Within a recorded step then nothing but rope_store_kv writes K or V of this layer, and only the rows of this
+// step's positions, which are left for later; nothing writes the page table; the plan's kernel lets the next one start
+// only after its last write (plan.cu), and this one comes after it; and what earlier steps wrote was there before the
+// first kernel of this step started, which waits for them like any launch without the attribute.
+template <typename T, int kHeadDim>
+__global__ void __launch_bounds__(DecodeShape<kHeadDim>::kThreads, DecodeShape<kHeadDim>::kCtasPerSm)
+    decode_kernel(const __grid_constant__ msgl_attention_params params) {
     using Shape = DecodeShape<kHeadDim>;
     extern __shared__ __align__(128) char dynamic_shared[];
     __shared__ float2 stats[Shape::kWarps * Shape::kMergeRows];
@@ -79,18 +77,18 @@ __device__ __forceinline__ void decode(const msgl_attention_params& params,
     __shared__ uint32_t num_left;  // warps that have left rows, over all jobs so far
     __shared__ SharedJobs shared_jobs;
     float* merge_rows = reinterpret_cast<float*>(dynamic_shared + Shape::kRingBytes);
-    char* rope_shared = dynamic_shared + Shape::kSharedBytes;
-    const uint32_t warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    // The same in all lanes, which the compiler shall know.
+    const uint32_t warp = __shfl_sync(~0u, threadIdx.x / 32, 0), lane = threadIdx.x % 32;
     const float scale_log2 = params.scale * kLog2E;
 
-    if constexpr (!Rope::kIsFused) grid_wait();
+    const bool reads_early = params.reads_early != 0;
+    if (!reads_early) grid_wait();
     grid_launch_next();
     const PlanView view = plan_view(params.sizes, params.plan);
     const DecodeStart start(view, params.sizes);
-    Rope rope(rope_params, rope_shared, warp);
 
 #if __CUDA_ARCH__ >= 900
-    if (!Rope::kIsFused && start.is_clustered && blockIdx.x < start.active_ctas) cluster_arrive();
+    if (start.is_clustered && blockIdx.x < start.active_ctas) cluster_arrive();
     if (threadIdx.x < Shape::kWarps * Shape::kDepth) mbarrier_init(shared_address(&barriers[threadIdx.x]), 1);
     mbarrier_init_fence();
 #endif
@@ -104,7 +102,7 @@ __device__ __forceinline__ void decode(const msgl_attention_params& params,
     __syncthreads();
     if (blockIdx.x >= start.active_ctas) {
         // One CTA of the grid at least has to wait, and a step of padding has no other.
-        if (Rope::kIsFused && blockIdx.x == 0) grid_wait();
+        if (reads_early && blockIdx.x == 0) grid_wait();
         return;
     }
 
@@ -117,60 +115,37 @@ __device__ __forceinline__ void decode(const msgl_attention_params& params,
 #pragma unroll
         for (int h = 0; h < Shape::kHeads; ++h) Head::load_queries(params, of, sizes, h, queries[h]);
     };
-    if constexpr (Rope::kIsFused) {
-        rope.load_angles(cursor.seq);
-    } else {
-        load_queries(cursor);
-    }
     DecodeReader<T, kHeadDim> reader(params, view, sizes, cursor, warp,
                                      shared_address(dynamic_shared) + warp * Shape::kDepth * Shape::kStageBytes,
                                      shared_address(&barriers[warp * Shape::kDepth]));
-#pragma unroll
-    for (int i = 0; i < Shape::kDepth; ++i) reader.copy();
-    if constexpr (Rope::kIsFused) {
+    int ahead = 0;
+    if (reads_early) {
+#pragma unroll 1
+        while (ahead < Shape::kDepth && !reader.is_new()) {
+            reader.copy();
+            ++ahead;
+        }
         grid_wait();
-        rope.load_queries(cursor, sizes);
-        rope.keep_angles();
     }
+    load_queries(cursor);
+#pragma unroll 1
+    for (; ahead < Shape::kDepth; ++ahead) reader.copy();
 
     bool has_next;
     uint32_t job = 0;
     do {
         const uint32_t first = reader.first_of_warp(cursor, warp);
-        bool has_new = false;
-        if constexpr (Rope::kIsFused) {
-            has_new = rope.has_new(cursor, first);
-            if (has_new) rope.load_new(cursor, sizes);
-            rope.turn_queries(cursor, sizes, queries);
-#if __CUDA_ARCH__ >= 900
-            // From here on the others may send.
-            if (start.is_clustered) cluster_arrive();
-#endif
-        }
 #pragma unroll
         for (int h = 0; h < Shape::kHeads; ++h) {
             heads[h].start(queries[h], cursor, sizes);
         }
         JobCursor next = cursor;
         has_next = next.next(view, sizes);
-        if (has_next) {
-            if constexpr (Rope::kIsFused) {
-                rope.load_queries(next, sizes);
-                if (next.seq_idx != cursor.seq_idx) rope.load_angles(next.seq);
-            } else {
-                load_queries(next);
-            }
-        }
+        if (has_next) load_queries(next);
         for (uint32_t piece = first; piece < cursor.piece_end; piece += Shape::kWarps) {
             const uint32_t stage = reader.wait();
-            if constexpr (Rope::kIsFused) {
-                if (has_new && piece + 1 == cursor.piece_end) rope.put_new(cursor, sizes, stage);
-            }
             attend(heads, stage, Shape::kKStride, stage + Shape::kVOffset, Shape::kVStride, piece, scale_log2);
             reader.release();
-        }
-        if constexpr (Rope::kIsFused) {
-            if (has_next && next.seq_idx != cursor.seq_idx) rope.keep_angles();
         }
         // The buffer holds the rows of the job before until they are merged.
         mbarrier_wait(merged, (job & 1) ^ 1);
@@ -183,8 +158,8 @@ __device__ __forceinline__ void decode(const msgl_attention_params& params,
         }
 #if __CUDA_ARCH__ >= 900
         if (start.is_clustered) {
-            char* received = rope_shared + (Rope::kIsFused ? Shape::kRopeBytes : 0);
-            finish_in_cluster<T, kHeadDim>(params, sizes, cursor, merge_rows, stats, received);
+            finish_in_cluster<T, kHeadDim>(params, sizes, cursor, merge_rows, stats,
+                                           dynamic_shared + Shape::kSharedBytes);
             return;
         }
 #endif
@@ -206,20 +181,6 @@ __device__ __forceinline__ void decode(const msgl_attention_params& params,
         cursor = next;
     } while (has_next);
     finish_shared_jobs<T, kHeadDim>(params, view, sizes, shared_jobs);
-}
-
-template <typename T, int kHeadDim>
-__global__ void __launch_bounds__(DecodeShape<kHeadDim>::kThreads, DecodeShape<kHeadDim>::kCtasPerSm)
-    decode_kernel(const __grid_constant__ msgl_attention_params params) {
-    decode<T, kHeadDim, NoRope>(params, nullptr);
-}
-
-template <typename T, int kHeadDim>
-__global__ void __launch_bounds__(DecodeShape<kHeadDim>::kThreads, DecodeShape<kHeadDim>::kCtasPerSm)
-    decode_rope_kernel(const __grid_constant__ msgl_rope_attention_params params) {
-#if __CUDA_ARCH__ >= 900
-    decode<T, kHeadDim, DecodeRope<T, kHeadDim>>(params.attention, &params.rope);
-#endif
 }
 
 }  // namespace msgl

@@ -59,10 +59,28 @@ struct DecodeHead {
         for (int c = 0; c < kKChunks; ++c) q[c] = queries[c];
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
-            const uint32_t position =
-                cursor.seq.kv_len - cursor.seq.q_len + min(cursor.first_row + 2 * t + i, rows - 1) / sizes.group;
-            last_visible[i] = position;
-            first_visible_position[i] = first_visible(position, sizes.window);
+            const uint32_t row = min(cursor.first_row + 2 * t + i, rows - 1);
+            see(i, cursor.seq.kv_len - cursor.seq.q_len + row / sizes.group, sizes.window);
+        }
+        clear();
+    }
+
+    // The same for a sequence of one token, without its queries.
+    __device__ void start(const PlanSeq& seq, const JobSizes& sizes) {
+#pragma unroll
+        for (int i = 0; i < 2; ++i) see(i, seq.kv_len - 1, sizes.window);
+        clear();
+    }
+
+    // Column 2t + i is a query at this position.
+    __device__ void see(int i, uint32_t position, uint32_t window) {
+        last_visible[i] = position;
+        first_visible_position[i] = first_visible(position, window);
+    }
+
+    __device__ void clear() {
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
             maximum[i] = kNoMaximum;
             sum[i] = 0.0f;
         }

@@ -67,7 +67,7 @@ int launch_decode_dtype(const msgl_attention_params& params, cudaStream_t stream
     }
 }
 
-// Of head sizes without a kernel that rotates.
+// Of head sizes without a kernel of decode_short.cuh.
 template <typename T>
 uint32_t decode_clusters_dtype(uint32_t head_dim, uint32_t cluster_ctas) {
     const auto clusters = [&](auto kernel, auto shape) {
@@ -77,38 +77,6 @@ uint32_t decode_clusters_dtype(uint32_t head_dim, uint32_t cluster_ctas) {
     switch (head_dim) {
         case 96: return clusters(decode_kernel<T, 96>, DecodeShape<96>{});
         case 256: return clusters(decode_kernel<T, 256>, DecodeShape<256>{});
-        default: return 0;
-    }
-}
-
-template <typename T, int kHeadDim>
-int launch_decode_rope_head(const msgl_rope_attention_params& params, cudaStream_t stream) {
-    using Shape = DecodeShape<kHeadDim>;
-    constexpr uint32_t kBytes = Shape::kSharedBytes + Shape::kRopeSharedBytes;
-    return launch_decode(decode_rope_kernel<T, kHeadDim>, Shape::kThreads, kBytes, 0, params.attention.sizes, params,
-                         stream);
-}
-
-template <typename T>
-int launch_decode_rope_dtype(const msgl_rope_attention_params& params, cudaStream_t stream) {
-    switch (params.attention.sizes.head_dim) {
-        case 64: return launch_decode_rope_head<T, 64>(params, stream);
-        case 128: return launch_decode_rope_head<T, 128>(params, stream);
-        default: return MSGL_ERROR_UNSUPPORTED;
-    }
-}
-
-// Of those that have one: it needs the most shared memory.
-template <typename T>
-uint32_t decode_rope_clusters_dtype(uint32_t head_dim, uint32_t cluster_ctas) {
-    const auto clusters = [&](auto kernel, auto shape) {
-        using Shape = decltype(shape);
-        constexpr uint32_t kBytes = Shape::kSharedBytes + Shape::kRopeSharedBytes;
-        return resident_clusters(kernel, Shape::kThreads, kBytes, cluster_ctas);
-    };
-    switch (head_dim) {
-        case 64: return clusters(decode_rope_kernel<T, 64>, DecodeShape<64>{});
-        case 128: return clusters(decode_rope_kernel<T, 128>, DecodeShape<128>{});
         default: return 0;
     }
 }

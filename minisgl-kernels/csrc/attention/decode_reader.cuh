@@ -7,6 +7,7 @@
 #include "job.cuh"
 #include "ptx/bulk.cuh"
 #include "ptx/cp_async.cuh"
+#include "ptx/elect.cuh"
 #include "ptx/mbarrier.cuh"
 
 namespace msgl {
@@ -49,22 +50,31 @@ struct DecodeReader {
         return cursor.piece + (warp + cursor.left) % Shape::kWarps;
     }
 
+    // Whether the next piece has a position of this step.
+    __device__ bool is_new() const {
+        return !is_done && (piece + 1) * kPieceTokens > cursor.seq.kv_len - cursor.seq.q_len;
+    }
+
     // Copies a piece, and looks up the slots of the one after it, which are needed a stage later.
     __device__ void copy() {
         if (!is_done) {
-            const uint32_t lane = threadIdx.x % 32;
             const uint32_t stage = ring + write_stage * Shape::kStageBytes;
             const uint32_t bytes = cursor.num_heads(sizes) * Shape::kHeadBytes;
 #if __CUDA_ARCH__ >= 900
             const uint32_t barrier = barriers + write_stage * 8;
-            if (lane == 0) mbarrier_arrive_expect(barrier, 2 * kPieceTokens * bytes);
-            __syncwarp();
-            const uint32_t row = lane % kPieceTokens;
-            const bool is_k = lane < kPieceTokens;
-            bulk_copy(stage + (is_k ? row * Shape::kKStride : Shape::kVOffset + row * Shape::kVStride),
-                      source(is_k ? params.k : params.v, slot), bytes, barrier, kEvictFirst);
+            if (elect_one()) mbarrier_arrive_expect(barrier, 2 * kPieceTokens * bytes);
+#pragma unroll 4
+            for (uint32_t row = 0; row < kPieceTokens; ++row) {
+                const uint32_t row_slot = __shfl_sync(~0u, slot, row);
+                if (elect_one()) {
+                    bulk_copy(stage + row * Shape::kKStride, source(params.k, row_slot), bytes, barrier, kEvictFirst);
+                    bulk_copy(stage + Shape::kVOffset + row * Shape::kVStride, source(params.v, row_slot), bytes,
+                              barrier, kEvictFirst);
+                }
+            }
 #else
             constexpr uint32_t kChunks = Shape::kRowBytes / 16;
+            const uint32_t lane = threadIdx.x % 32;
 #pragma unroll
             for (int i = 0; i < Shape::kRowBytes / 32; ++i) {
                 const uint32_t row = (i * 32 + lane) / kChunks, chunk = (i * 32 + lane) % kChunks;

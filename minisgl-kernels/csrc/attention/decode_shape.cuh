@@ -29,16 +29,7 @@ struct DecodeShape {
     // CTA. A job's units are a multiple of the 8 CTAs of the largest cluster.
     static constexpr int kClusterUnits = kMergeRows * kHeadDim / 4;
     static constexpr int kClusterBytes = kClusterUnits * 24;
-    // Each warp keeps its sequence's row of the rotation table; the CTA the weights of both norms (decode_rope.cuh).
-    static constexpr int kAnglesBytes = kHeadDim * 4;
-    static constexpr int kRopeBytes = kWarps * kAnglesBytes + 2 * kHeadBytes;
-    // Each warp's queries on their way into the layout of the MMA, in the place of what a cluster sends: a job of a
-    // cluster is the CTA's only one.
-    static constexpr int kTurnedStride = k_row_stride(kHeadBytes);
-    static constexpr int kTurnedBytes = kMergeRows * kTurnedStride;
-    static constexpr int kRopeSharedBytes =
-        kRopeBytes + (kWarps * kTurnedBytes > kClusterBytes ? kWarps * kTurnedBytes : kClusterBytes);
-    // What every launch has; behind it come the rope bytes and, where work may go to clusters, the cluster bytes.
+    // What every launch has; behind it come the cluster bytes, where work may go to clusters.
     static constexpr int kSharedBytes = kRingBytes + kMergeBytes;
 };
 

@@ -56,6 +56,13 @@ __device__ __forceinline__ void store_async(uint32_t dst, float first, float sec
                  : "memory");
 }
 
+__device__ __forceinline__ void store_async(uint32_t dst, const float4 &x, uint32_t barrier) {
+    asm volatile(
+        "st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v4.f32 [%0], {%1, %2, %3, %4}, [%5];" ::"r"(dst),
+        "f"(x.x), "f"(x.y), "f"(x.z), "f"(x.w), "r"(barrier)
+        : "memory");
+}
+
 // Arrives at the barrier of a CTA of the cluster.
 __device__ __forceinline__ void cluster_barrier_arrive(uint32_t barrier) {
     asm volatile("mbarrier.arrive.shared::cluster.b64 _, [%0];" ::"r"(barrier) : "memory");

@@ -3,6 +3,8 @@
 
 mod tuning;
 
+use std::cell::Cell;
+
 use super::bindings::{
     msgl_attention_clusters, msgl_attention_ctas_per_sm, msgl_attention_decode, msgl_attention_heads_per_job,
     msgl_attention_kernel, msgl_attention_params, msgl_attention_plain, msgl_attention_plan,
@@ -20,10 +22,6 @@ const OP: &str = "attention";
 const MAX_HEAD_DIM: usize = 512;
 /// Query rows of a decode job: `kJobRows` in csrc/attention/plan.cuh.
 const JOB_ROWS: usize = 8;
-/// Most sequences for which rotation inside of attention is quicker than before it: with more, a launch is no longer
-/// most of its time, and CTAs with many jobs rotate more often than others.
-const MAX_ROPE_SEQS: usize = 16;
-
 /// The work lists of a step and the scratch of its kernels.
 ///
 /// How a sequence's KV is split among CTAs depends on the whole batch, and with it the last bits of the result;
@@ -41,6 +39,9 @@ pub struct AttnPlan {
     has_rope: bool,
     /// `msgl_attention_plan_bytes(sizes)` bytes.
     buf: DeviceBuf,
+    /// Whether the step that was planned last still lacks its plan: the kernel for short contexts reads none, and making
+    /// one takes as long as attention does in two layers of such a step.
+    is_due: Cell<bool>,
 }
 
 fn abi(kernel: AttnKernel) -> msgl_attention_kernel {
@@ -127,7 +128,7 @@ pub(crate) fn new_plan(cuda: &Cuda, spec: &AttnSpec, max_tokens: usize, max_seqs
     // SAFETY: reads `sizes` and returns a number.
     let size_bytes = unsafe { msgl_attention_plan_bytes(&sizes) };
     let buf = DeviceBuf::zeroed(&cuda.device, &cuda.stream, "attention plan", size_bytes)?;
-    Ok(AttnPlan { spec: *spec, families, prefill, sizes, clusters, has_rope, buf })
+    Ok(AttnPlan { spec: *spec, families, prefill, sizes, clusters, has_rope, buf, is_due: Cell::new(false) })
 }
 
 impl AttnPlan {
@@ -142,24 +143,54 @@ impl AttnPlan {
         check::below(OP, "num_seqs", num_seqs, self.sizes.max_seqs as usize + 1)?;
         let decode_rows = tuning::decode_rows(families, num_tokens, num_seqs);
         check::below(OP, "tiles", self.num_tiles(inputs, decode_rows), self.sizes.max_tiles as usize + 1)?;
-        let num_jobs = num_seqs * self.jobs_per_token();
+        let rows = tuning::max_decode_rows(decode_rows, num_tokens, num_seqs, self.group());
+        let num_jobs = num_seqs * self.groups_of_kv_heads() * rows.div_ceil(JOB_ROWS);
+        let num_jobs = num_jobs.max(1);
         let max_kv_len = cuda.lengths.expected(inputs.extent.max_kv_len);
+        let rotates = self.has_rope && num_tokens <= num_seqs;
         let (cluster_ctas, grid_ctas) =
-            tuning::decode_grid(&self.clusters, num_jobs, max_kv_len, self.sizes.decode_ctas);
-        cuda.lengths.limit_to(tuning::max_cluster_kv_len(cluster_ctas));
+            tuning::decode_grid(&self.clusters, num_jobs, max_kv_len, self.sizes.decode_ctas, rotates);
+        cuda.lengths.limit_to(tuning::max_cluster_kv_len(cluster_ctas, rotates));
         Ok(msgl_attention_sizes { decode_rows, grid_ctas, cluster_ctas, ..self.sizes })
     }
 
-    /// Decode's jobs for a sequence of one query token: groups of KV heads x tiles of query rows.
-    fn jobs_per_token(&self) -> usize {
-        let group = self.spec.num_heads / self.spec.num_kv_heads;
-        self.spec.num_kv_heads.div_ceil(self.sizes.heads_per_job as usize) * group.div_ceil(JOB_ROWS)
+    /// Whether the kernel that rotates, for short contexts, takes a step of these sizes. It reads no plan.
+    fn rotates(&self, sizes: &msgl_attention_sizes, inputs: &CudaInputs) -> bool {
+        let has_one_token_each = inputs.extent.max_q_len <= 1;
+        self.has_rope && has_one_token_each && sizes.decode_rows == u32::MAX && sizes.cluster_ctas > 1
+    }
+
+    /// Makes the plan of the step where that is still due.
+    fn make(&self, cuda: &Cuda, sizes: &msgl_attention_sizes, inputs: &CudaInputs) -> Result<()> {
+        if !self.is_due.replace(false) {
+            return Ok(());
+        }
+        let params = msgl_attention_plan_params {
+            cu_q_lens: inputs.cu_q_lens(),
+            kv_lens: inputs.kv_lens(),
+            seq_rows: inputs.seq_rows(),
+            plan: self.buf.as_ptr(),
+            sizes: *sizes,
+            num_seqs: inputs.layout.num_seqs as u32,
+        };
+        // SAFETY: the plan has room for the sequences and tiles of these sizes, which `sizes_for` has checked;
+        // begin_step has checked that q_len <= kv_len and that cu_q_lens rises.
+        unsafe { cuda.launch("plan_attention", &params, msgl_attention_plan) }
+    }
+
+    /// KV heads, in groups that a decode job reads together.
+    fn groups_of_kv_heads(&self) -> usize {
+        self.spec.num_kv_heads.div_ceil(self.sizes.heads_per_job as usize)
+    }
+
+    /// Query heads of a KV head.
+    fn group(&self) -> usize {
+        self.spec.num_heads / self.spec.num_kv_heads
     }
 
     fn num_tiles(&self, inputs: &CudaInputs, decode_rows: u32) -> usize {
-        let group = self.spec.num_heads / self.spec.num_kv_heads;
         let (num_tokens, num_seqs) = (inputs.layout.num_tokens, inputs.layout.num_seqs);
-        tuning::num_tiles(num_tokens, num_seqs, group, self.sizes.tile_rows as usize, decode_rows)
+        tuning::num_tiles(num_tokens, num_seqs, self.group(), self.sizes.tile_rows as usize, decode_rows)
     }
 
     fn check_spec(&self, spec: &AttnSpec) -> Result<()> {
@@ -178,17 +209,12 @@ impl AttnPlan {
 pub(crate) fn plan(cuda: &Cuda, plan: &mut AttnPlan, inputs: &CudaInputs, spec: &AttnSpec) -> Result<()> {
     plan.check_spec(spec)?;
     let Some(families) = plan.families else { return Ok(()) };
-    let params = msgl_attention_plan_params {
-        cu_q_lens: inputs.cu_q_lens(),
-        kv_lens: inputs.kv_lens(),
-        seq_rows: inputs.seq_rows(),
-        plan: plan.buf.as_ptr(),
-        sizes: plan.sizes_for(cuda, &families, inputs)?,
-        num_seqs: inputs.layout.num_seqs as u32,
-    };
-    // SAFETY: the plan has room for the sequences and tiles of these sizes, which `sizes_for` has checked;
-    // begin_step has checked that q_len <= kv_len and that cu_q_lens rises.
-    unsafe { cuda.launch("plan_attention", &params, msgl_attention_plan) }
+    let sizes = plan.sizes_for(cuda, &families, inputs)?;
+    plan.is_due.set(true);
+    if plan.rotates(&sizes, inputs) {
+        return Ok(());
+    }
+    plan.make(cuda, &sizes, inputs)
 }
 
 /// See [`Backend::attention`](crate::Backend::attention).
@@ -203,11 +229,22 @@ pub(crate) fn attention(
     spec: &AttnSpec,
 ) -> Result<()> {
     let params = params(out, qkv, kv, inputs, state, plan, spec)?;
+    launch(cuda, params, qkv.dtype, inputs, plan)
+}
+
+/// Runs what the arguments that were checked ask for.
+pub(super) fn launch(
+    cuda: &Cuda,
+    params: msgl_attention_params,
+    dtype: DType,
+    inputs: &CudaInputs,
+    plan: &AttnPlan,
+) -> Result<()> {
     if params.num_tokens == 0 || params.num_slots == 0 {
         return Ok(());
     }
     let named = [cuda.options.prefill, cuda.options.decode];
-    if qkv.dtype == DType::F32 && named.contains(&AttnKernel::Trtllm) {
+    if dtype == DType::F32 && named.contains(&AttnKernel::Trtllm) {
         return Err(KernelError::Unsupported {
             op: OP,
             what: "trtllm in f32".into(),
@@ -215,7 +252,7 @@ pub(crate) fn attention(
         });
     }
     let families = match plan.families {
-        Some(families) if qkv.dtype != DType::F32 => families,
+        Some(families) if dtype != DType::F32 => families,
         _ => {
             let kernel = msgl_attention_kernel::MSGL_ATTENTION_PLAIN;
             let params = msgl_attention_params { kernel, ..params };
@@ -225,6 +262,7 @@ pub(crate) fn attention(
         }
     };
     let sizes = plan.sizes_for(cuda, &families, inputs)?;
+    plan.make(cuda, &sizes, inputs)?;
     let num_tiles = plan.num_tiles(inputs, sizes.decode_rows) as u32;
     if num_tiles != 0 {
         let params = msgl_attention_params { sizes, num_tiles, kernel: plan.prefill, ..params };
@@ -232,7 +270,7 @@ pub(crate) fn attention(
         unsafe { cuda.launch(OP, &params, msgl_attention_prefill)? };
     }
     // A recorded step is replayed for other lengths.
-    let shortest_rows = inputs.extent.min_q_len * (spec.num_heads / spec.num_kv_heads);
+    let shortest_rows = inputs.extent.min_q_len * plan.group();
     let has_decode = cuda.is_capturing || shortest_rows <= sizes.decode_rows as usize;
     if sizes.decode_rows != 0 && has_decode {
         let params = msgl_attention_params { sizes, kernel: abi(families.decode), ..params };
@@ -243,7 +281,7 @@ pub(crate) fn attention(
 }
 
 /// Checks the arguments and fills in what the kernels take, but for the kernel and its share of the plan.
-fn params(
+pub(super) fn params(
     out: &mut Tensor<DeviceBuf>,
     qkv: &Tensor<DeviceBuf>,
     kv: &KvLayer<DeviceBuf>,
@@ -278,6 +316,7 @@ fn params(
         num_tokens: num_tokens as u32,
         num_seqs: num_seqs as u32,
         num_tiles: 0,
+        reads_early: 0,
         page_size: spec.page_size as u32,
         max_pages: state.max_pages as u32,
         scale: spec.scale,
@@ -286,26 +325,20 @@ fn params(
     })
 }
 
-/// What the decode kernel that rotates takes, or none where this step or plan has no such kernel.
+/// What the decode kernel that rotates takes, of arguments that were checked, or none where this step or plan has no such
+/// kernel.
 pub(super) fn rope_params(
     cuda: &Cuda,
-    out: &mut Tensor<DeviceBuf>,
-    qkv: &Tensor<DeviceBuf>,
-    kv: &KvLayer<DeviceBuf>,
+    params: &msgl_attention_params,
+    dtype: DType,
     inputs: &CudaInputs,
-    state: &SeqState<DeviceBuf>,
     plan: &AttnPlan,
-    spec: &AttnSpec,
 ) -> Result<Option<msgl_attention_params>> {
-    let params = params(out, qkv, kv, inputs, state, plan, spec)?;
-    let has_one_token_each = inputs.extent.max_q_len <= 1 && inputs.layout.num_seqs <= MAX_ROPE_SEQS;
-    let is_covered = plan.has_rope && qkv.dtype != DType::F32 && params.num_slots != 0;
     match plan.families {
-        Some(families) if is_covered && has_one_token_each => {
+        Some(families) if dtype != DType::F32 && params.num_slots != 0 && params.num_tokens != 0 => {
             let sizes = plan.sizes_for(cuda, &families, inputs)?;
-            let takes_all = sizes.decode_rows == u32::MAX && sizes.cluster_ctas > 1 && params.num_tokens != 0;
             let kernel = abi(families.decode);
-            Ok(takes_all.then_some(msgl_attention_params { sizes, kernel, ..params }))
+            Ok(plan.rotates(&sizes, inputs).then_some(msgl_attention_params { sizes, kernel, ..*params }))
         }
         _ => Ok(None),
     }

@@ -1062,6 +1062,7 @@ pub struct msgl_attention_params {
     pub num_tokens: u32,
     pub num_seqs: u32,
     pub num_tiles: u32,
+    pub reads_early: u32,
     pub page_size: u32,
     pub max_pages: u32,
     pub scale: f32,
@@ -1072,7 +1073,7 @@ pub struct msgl_attention_params {
 const _: () = {
     [
         "Size of msgl_attention_params",
-    ][::core::mem::size_of::<msgl_attention_params>() - 168usize];
+    ][::core::mem::size_of::<msgl_attention_params>() - 176usize];
     [
         "Alignment of msgl_attention_params",
     ][::core::mem::align_of::<msgl_attention_params>() - 8usize];
@@ -1122,20 +1123,23 @@ const _: () = {
         "Offset of field: msgl_attention_params::num_tiles",
     ][::core::mem::offset_of!(msgl_attention_params, num_tiles) - 144usize];
     [
+        "Offset of field: msgl_attention_params::reads_early",
+    ][::core::mem::offset_of!(msgl_attention_params, reads_early) - 148usize];
+    [
         "Offset of field: msgl_attention_params::page_size",
-    ][::core::mem::offset_of!(msgl_attention_params, page_size) - 148usize];
+    ][::core::mem::offset_of!(msgl_attention_params, page_size) - 152usize];
     [
         "Offset of field: msgl_attention_params::max_pages",
-    ][::core::mem::offset_of!(msgl_attention_params, max_pages) - 152usize];
+    ][::core::mem::offset_of!(msgl_attention_params, max_pages) - 156usize];
     [
         "Offset of field: msgl_attention_params::scale",
-    ][::core::mem::offset_of!(msgl_attention_params, scale) - 156usize];
+    ][::core::mem::offset_of!(msgl_attention_params, scale) - 160usize];
     [
         "Offset of field: msgl_attention_params::dtype",
-    ][::core::mem::offset_of!(msgl_attention_params, dtype) - 160usize];
+    ][::core::mem::offset_of!(msgl_attention_params, dtype) - 164usize];
     [
         "Offset of field: msgl_attention_params::kernel",
-    ][::core::mem::offset_of!(msgl_attention_params, kernel) - 164usize];
+    ][::core::mem::offset_of!(msgl_attention_params, kernel) - 168usize];
 };
 unsafe extern "C" {
     pub fn msgl_attention_plan_bytes(sizes: *const msgl_attention_sizes) -> usize;
@@ -1201,7 +1205,7 @@ pub struct msgl_rope_attention_params {
 const _: () = {
     [
         "Size of msgl_rope_attention_params",
-    ][::core::mem::size_of::<msgl_rope_attention_params>() - 272usize];
+    ][::core::mem::size_of::<msgl_rope_attention_params>() - 280usize];
     [
         "Alignment of msgl_rope_attention_params",
     ][::core::mem::align_of::<msgl_rope_attention_params>() - 8usize];

@@ -21,10 +21,14 @@ pub(crate) fn rope_store_kv(
     spec: &AttnSpec,
     kv: &mut KvLayer<DeviceBuf>,
 ) -> Result<()> {
-    let params = params(qkv, q_norm, k_norm, eps, rope, inputs, spec, kv)?;
+    launch(cuda, &params(qkv, q_norm, k_norm, eps, rope, inputs, spec, kv)?)
+}
+
+/// Runs the kernel on arguments that [`params`] has checked.
+pub(super) fn launch(cuda: &Cuda, params: &msgl_rope_store_kv_params) -> Result<()> {
     // SAFETY: qkv, norms, rope and KV have the shapes that the params say, which `params` has checked; the kernel
     // compares every slot with `num_slots` and every position with `max_position`.
-    unsafe { cuda.launch(OP, &params, msgl_rope_store_kv) }
+    unsafe { cuda.launch(OP, params, msgl_rope_store_kv) }
 }
 
 /// Checks the arguments and fills in what the kernels take.

@@ -81,33 +81,46 @@ pub(super) fn decode_rows(families: &Families, num_tokens: usize, num_seqs: usiz
     }
 }
 
-/// KV positions for each CTA of a large cluster beyond which a grid without clusters is faster: a job has no more CTAs
-/// than its cluster, and where the plan cuts ranges instead, clusters of 4 and 8 fill the multiprocessors badly.
-const CLUSTER_CTA_TOKENS: usize = 256;
+/// Most query rows of a sequence that decode takes in a step of these sizes; `decode_rows` is what [`decode_rows`] says.
+pub(super) fn max_decode_rows(decode_rows: u32, num_tokens: usize, num_seqs: usize, group: usize) -> usize {
+    if num_tokens <= num_seqs { group } else { (num_tokens * group).min(decode_rows as usize) }
+}
 
-/// The longest context that goes to clusters of this many CTAs.
-pub(super) fn max_cluster_kv_len(cluster_ctas: u32) -> usize {
-    if cluster_ctas <= 2 { usize::MAX } else { cluster_ctas as usize * CLUSTER_CTA_TOKENS }
+/// The longest context that goes to clusters of this many CTAs; `rotates` says whether decode's kernel would be the one
+/// that rotates too, for which they always take a job each.
+///
+/// A job has no more CTAs than its cluster, so that beyond this ranges in a grid without clusters are faster; and where
+/// the plan cuts ranges in clusters of 4 and 8, those fill the multiprocessors badly.
+pub(super) fn max_cluster_kv_len(cluster_ctas: u32, rotates: bool) -> usize {
+    match cluster_ctas {
+        8 => 2048,
+        4 if rotates => 2048,
+        4 => 1024,
+        2 if rotates => 1536,
+        _ => usize::MAX,
+    }
 }
 
 /// Sizes of the decode clusters that may share a job, largest first.
 pub(super) const CLUSTER_CTAS: [u32; 4] = [8, 4, 2, 1];
 
-/// How decode's grid is made up: CTAs of a cluster, and of the grid.
+/// How decode's grid is made up for at most `num_jobs` jobs: CTAs of a cluster, and of the grid.
 ///
 /// The largest clusters of which the device holds one for each job at once: what a job's CTAs exchange then stays inside
 /// of a cluster, where that is quick. Whether a step's work goes to clusters is for the plan to say, which sees the
 /// lengths. `resident[i]` is how many clusters of `CLUSTER_CTAS[i]` the device holds, none where it has no clusters.
+/// `rotates`: as of [`max_cluster_kv_len`].
 pub(super) fn decode_grid(
     resident: &[u32; 4],
     num_jobs: usize,
     max_kv_len: usize,
     num_ctas: u32,
+    rotates: bool,
 ) -> (u32, u32) {
     let ranges = (u32::from(resident[3] != 0), num_ctas);
     let fitting = CLUSTER_CTAS.iter().zip(resident).find(|&(_, &clusters)| num_jobs <= clusters as usize);
     match fitting {
-        Some((&ctas, &clusters)) if ctas > 1 && max_kv_len <= max_cluster_kv_len(ctas) => {
+        Some((&ctas, &clusters)) if ctas > 1 && max_kv_len <= max_cluster_kv_len(ctas, rotates) => {
             (ctas, (clusters * ctas).min(num_ctas))
         }
         _ => ranges,
@@ -154,7 +167,7 @@ mod tests {
     #[test]
     fn jobs_go_to_the_largest_clusters_that_are_there_for_all_of_them() {
         let resident = [30, 62, 132, 264];
-        let grid = |num_jobs, max_kv_len| decode_grid(&resident, num_jobs, max_kv_len, 264);
+        let grid = |num_jobs, max_kv_len| decode_grid(&resident, num_jobs, max_kv_len, 264, false);
         assert_eq!(grid(8, 0), (8, 240));
         assert_eq!(grid(30, 2048), (8, 240));
         assert_eq!(grid(31, 0), (4, 248));
@@ -165,7 +178,12 @@ mod tests {
         assert_eq!(grid(8, 2049), (1, 264));
         assert_eq!(grid(31, 1025), (1, 264));
         // A device without clusters.
-        assert_eq!(decode_grid(&[0; 4], 8, 0, 264), (0, 264));
+        assert_eq!(decode_grid(&[0; 4], 8, 0, 264, false), (0, 264));
+        // With the kernel that rotates.
+        let grid = |num_jobs, max_kv_len| decode_grid(&resident, num_jobs, max_kv_len, 264, true);
+        assert_eq!(grid(31, 2048), (4, 248));
+        assert_eq!(grid(63, 1536), (2, 264));
+        assert_eq!(grid(63, 1537), (1, 264));
     }
 
     #[test]
@@ -192,6 +210,15 @@ mod tests {
         assert_eq!(decode_rows(&Families { prefill: Fi, decode: Fi }, 900, 4), u32::MAX);
         assert_eq!(decode_rows(&Families { prefill: Fa, decode: Fi }, 4, 4), u32::MAX);
         assert_eq!(decode_rows(&Families { prefill: Fa, decode: Fi }, 5, 4), MIXED_DECODE_ROWS);
+    }
+
+    #[test]
+    fn decode_rows_of_a_sequence_are_bounded() {
+        assert_eq!(max_decode_rows(u32::MAX, 4, 4, 7), 7);
+        assert_eq!(max_decode_rows(MIXED_DECODE_ROWS, 900, 4, 7), 16);
+        assert_eq!(max_decode_rows(MIXED_DECODE_ROWS, 5, 4, 2), 10);
+        assert_eq!(max_decode_rows(u32::MAX, 900, 4, 7), 6300);
+        assert_eq!(max_decode_rows(0, 900, 4, 7), 0);
     }
 
     /// Every way to cut up to 40 tokens into sequences of up to two lengths needs no more tiles than promised.
