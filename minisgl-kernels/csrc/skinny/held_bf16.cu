@@ -1,0 +1,10 @@
+// Products with held weights in bf16.
+#include "skinny/held_launch.cuh"
+
+namespace msgl {
+
+int held_bf16(const msgl_skinny_params &params, bool launches_early, cudaStream_t stream) {
+  return launch_held<__nv_bfloat16>(params, launches_early, stream);
+}
+
+}  // namespace msgl
