@@ -126,7 +126,7 @@ __global__ void __launch_bounds__(kHeldThreads, 2)
 
   Weights weights;
   weights.load(p, first_unit, p.is_gated ? 2 * units : units, loads, column);
-  if (s.launches_early) grid_launch_next();
+  grid_launch_next();
   // From memory too, where x will come from L2.
   const T *norm = static_cast<const T *>(p.norm);
   if (norm != nullptr) {
@@ -166,8 +166,6 @@ __global__ void __launch_bounds__(kHeldThreads, 2)
   }
   float sums[Weights::kTiles][4];
   weights.multiply(x, sums);
-  // The next grid's weights no longer compete with x.
-  if (!s.launches_early) grid_launch_next();
 #pragma unroll
   for (uint32_t e = 0; e < 2; e++) {
     const uint32_t token = in_quad * 2 + e;

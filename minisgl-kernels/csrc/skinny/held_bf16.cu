@@ -3,8 +3,6 @@
 
 namespace msgl {
 
-int held_bf16(const msgl_skinny_params &params, bool launches_early, cudaStream_t stream) {
-  return launch_held<__nv_bfloat16>(params, launches_early, stream);
-}
+int held_bf16(const msgl_skinny_params &params, cudaStream_t stream) { return launch_held<__nv_bfloat16>(params, stream); }
 
 }  // namespace msgl

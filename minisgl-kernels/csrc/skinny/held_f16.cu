@@ -3,8 +3,6 @@
 
 namespace msgl {
 
-int held_f16(const msgl_skinny_params &params, bool launches_early, cudaStream_t stream) {
-  return launch_held<__half>(params, launches_early, stream);
-}
+int held_f16(const msgl_skinny_params &params, cudaStream_t stream) { return launch_held<__half>(params, stream); }
 
 }  // namespace msgl

@@ -6,8 +6,8 @@
 namespace msgl {
 
 template <typename T>
-int launch_held(const msgl_skinny_params &p, bool launches_early, cudaStream_t stream) {
-  const HeldShape s = held_shape(p.rows, p.n, p.k, p.is_gated != 0, p.num_sms, launches_early);
+int launch_held(const msgl_skinny_params &p, cudaStream_t stream) {
+  const HeldShape s = held_shape(p.rows, p.n, p.k, p.is_gated != 0, p.num_sms);
 #define MSGL_HELD_LAUNCH(kHalves, kLoads)                                                      \
   if (s.size.halves == kHalves && s.size.loads == kLoads) {                                    \
     launch_overlapped(held_kernel<T, kHalves, kLoads>, s.ctas, kHeldThreads, 0, stream, p, s); \

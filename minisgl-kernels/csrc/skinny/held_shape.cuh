@@ -26,12 +26,10 @@ struct HeldShape {
   uint32_t units;  // of the whole product
   uint32_t ctas;   // 0 where no instance is large enough
   uint32_t warp_columns;
-  uint32_t launches_early;  // the next grid may start when all weights are asked for, and else when x is there
   float inverse_k;
 };
 
-inline HeldShape held_shape(uint32_t rows, uint32_t n, uint32_t k, bool is_gated, uint32_t num_sms,
-                            bool launches_early) {
+inline HeldShape held_shape(uint32_t rows, uint32_t n, uint32_t k, bool is_gated, uint32_t num_sms) {
   HeldShape s = {};
   const uint32_t unit_rows = is_gated ? 2 * kHeldUnit : kHeldUnit;
   s.units = ceil_div(n, unit_rows);
@@ -39,7 +37,6 @@ inline HeldShape held_shape(uint32_t rows, uint32_t n, uint32_t k, bool is_gated
   const uint32_t halves = ceil_div(s.units, ctas) * (is_gated ? 2 : 1);
   const uint32_t loads = ceil_div(k, kHeldColumns * kHeldWarps);
   s.warp_columns = loads * kHeldColumns;
-  s.launches_early = launches_early;
   s.inverse_k = 1.f / static_cast<float>(k);
   if (rows > kHeldMaxRows) return s;
   const HeldSize sizes[] = {

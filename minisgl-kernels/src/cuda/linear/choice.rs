@@ -2,7 +2,7 @@
 
 use super::super::Cuda;
 use super::skinny::{Product, Variant};
-use super::step::{Rivals, preferred_alone};
+use super::step::Rivals;
 use super::trial::{self, Run};
 use crate::Result;
 use crate::cuda::options::LinearKernel;
@@ -70,9 +70,10 @@ unsafe fn choose(
     }
     let Some(took) = trial::time(cuda, weight, bytes, other)? else { return Ok(unmeasured) };
     times.push((None, took));
-    let choice = preferred_alone(&times);
+    let rivals = Rivals::new(key, &times);
+    let choice = rivals.first();
     tracing::debug!(?key, us = ?times, "linear layer measured alone");
-    cuda.blas.rivals.push(Rivals::new(key, &times));
+    cuda.blas.rivals.push(rivals);
     if let Some(cache) = &mut cuda.blas.cache {
         cache.set_choice(key, choice);
     }

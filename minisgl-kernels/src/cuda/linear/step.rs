@@ -16,11 +16,11 @@ const CLOSE: f32 = 1.1;
 /// What the fastest must take at most of the time of a choice before it in the list, alone and in a step: noise shall
 /// not change the kernel, and with it the last bits, from run to run.
 const MARGIN_ALONE: f32 = 0.97;
-const MARGIN_IN_STEP: f32 = 0.992;
+const MARGIN_IN_STEP: f32 = 0.996;
 /// Milliseconds of replays of a step, in turn with those of the others, and how many replays that may be.
 const REPLAYS_MS: f32 = 6.0;
-const LEAST_REPLAYS: usize = 2;
-const MOST_REPLAYS: usize = 7;
+const LEAST_REPLAYS: usize = 3;
+const MOST_REPLAYS: usize = 5;
 
 /// Which kernel computes a product: an own one, or else cuBLASLt.
 pub(super) type Choice = Option<Variant>;
@@ -29,7 +29,7 @@ pub(super) type Choice = Option<Variant>;
 #[derive(Debug)]
 pub(super) struct Rivals {
     key: Key,
-    /// In the order of preference, the fastest alone among them.
+    /// In the order of preference: first what is preferred alone.
     choices: Vec<Choice>,
     /// How often the step computes such a product.
     uses: usize,
@@ -38,9 +38,18 @@ pub(super) struct Rivals {
 impl Rivals {
     /// The close ones of what `took` so many microseconds alone.
     pub(super) fn new(key: Key, took: &[(Choice, f32)]) -> Self {
-        let least = took.iter().map(|(_, took)| *took).fold(f32::INFINITY, f32::min);
-        let close = took.iter().filter(|(_, took)| *took <= CLOSE * least);
-        Self { key, choices: close.map(|(choice, _)| *choice).collect(), uses: 1 }
+        let least = least(took);
+        let close = took.iter().filter(|(_, took)| *took <= CLOSE * least).map(|(choice, _)| *choice);
+        let mut choices: Vec<Choice> = close.collect();
+        let alone = preferred(took, MARGIN_ALONE);
+        // A stable sort: the others stay in the order of the list.
+        choices.sort_by_key(|choice| *choice != alone);
+        Self { key, choices, uses: 1 }
+    }
+
+    /// What is preferred alone.
+    pub(super) fn first(&self) -> Choice {
+        self.choices.first().copied().flatten()
     }
 
     /// Counts another product, where it is such a one.
@@ -49,13 +58,13 @@ impl Rivals {
     }
 }
 
-/// The first of what `took` so long alone that is about as fast as the fastest.
-pub(super) fn preferred_alone(took: &[(Choice, f32)]) -> Choice {
-    preferred(took, MARGIN_ALONE)
+fn least(took: &[(Choice, f32)]) -> f32 {
+    took.iter().map(|(_, took)| *took).fold(f32::INFINITY, f32::min)
 }
 
+/// The first that is about as fast as the fastest.
 fn preferred(took: &[(Choice, f32)], margin: f32) -> Choice {
-    let least = took.iter().map(|(_, took)| *took).fold(f32::INFINITY, f32::min);
+    let least = least(took);
     took.iter().find(|(_, took)| least >= margin * took).and_then(|(choice, _)| *choice)
 }
 
@@ -89,7 +98,7 @@ fn fastest(
         if let Some(cache) = &mut cuda.blas.cache {
             cache.try_choice(rivals.key, choice);
         }
-        let step = graph::capture(cuda, body);
+        let step = graph::capture_step(cuda, body);
         if let Some(cache) = &mut cuda.blas.cache {
             cache.try_choice(rivals.key, known);
         }
@@ -153,6 +162,10 @@ mod tests {
     fn rivals_are_close_and_counted_by_their_key() {
         let mut rivals = Rivals::new(key(8), &took([2.0 * CLOSE * 1.01, 2.0, 2.0 * CLOSE * 0.99]));
         assert_eq!(rivals.choices, LIST[1..]);
+        let slower = CLOSE.min(1.0 / MARGIN_ALONE) * 1.01;
+        let reordered = Rivals::new(key(8), &took([2.0 * slower, 2.0, 2.0]));
+        assert_eq!(reordered.choices, [LIST[1], LIST[0], LIST[2]]);
+        assert_eq!(reordered.first(), LIST[1]);
         rivals.count(&key(8));
         rivals.count(&key(16));
         assert_eq!(rivals.uses, 2);
