@@ -10,11 +10,13 @@ use minisgl_kernels::{
 use crate::batch::Batch;
 use crate::footprint::Footprint;
 use crate::model::{Decoder, DecoderSizes, ModelSpec, WeightSource, Weights};
-use crate::warm_up::largest_steps;
+use crate::warm_up::{decode_step, largest_steps};
 use crate::{EngineError, LoadProgress, Result};
 
 /// The driver rounds an allocation up to this.
 const ALLOCATION_BYTES: usize = 2 << 20;
+/// Tokens of each sequence in the steps that kernels are chosen by.
+const TUNED_SEQ_LEN: usize = 512;
 
 /// What a runner is built from.
 pub(crate) struct RunnerConfig {
@@ -182,7 +184,8 @@ impl<B: Backend> Runner<B> {
         // Measuring takes memory too, which is free again afterwards. What is found for the largest of similar sizes
         // goes for the smaller ones.
         for &size in config.graph_sizes.iter().rev() {
-            self.begin_decode(size)?;
+            let step = decode_step(size, max_seq_len.min(TUNED_SEQ_LEN));
+            self.backend.begin_step(&mut self.inputs, &step, &mut self.state, &mut self.kv)?;
             let Self { backend, decoder, kv, state, inputs, samples, .. } = self;
             backend.tune(&mut |b| {
                 let logits = decoder.forward(b, inputs, state, kv, size, size)?;

@@ -18,6 +18,22 @@ pub(crate) fn largest_steps(
     [step(prompts), step(std::iter::repeat_n(1, max_running_req))]
 }
 
+/// A decode step of `size` sequences with `len` tokens each, to choose kernels by.
+pub(crate) fn decode_step(size: usize, len: usize) -> StepInputs {
+    let (rows, last) = (0..size as u32, len.saturating_sub(1) as u32);
+    StepInputs {
+        token_ids: vec![0; size],
+        positions: vec![last; size],
+        slots: vec![0; size],
+        cu_q_lens: (0..=size as u32).collect(),
+        kv_lens: vec![len as u32; size],
+        seq_rows: rows.clone().collect(),
+        sample_tokens: rows.clone().collect(),
+        samples: rows.map(|row| SampleParams::greedy(row, len as u32)).collect(),
+        ..StepInputs::default()
+    }
+}
+
 /// Sequences of these lengths from their first token on, each sampled in one of two ways.
 fn step(lens: impl Iterator<Item = usize>) -> StepInputs {
     let mut step = StepInputs { cu_q_lens: vec![0], ..StepInputs::default() };
@@ -69,6 +85,17 @@ mod tests {
                     assert_eq!(step.sample_tokens[seq] + 1, step.cu_q_lens[seq + 1]);
                 }
             }
+        }
+    }
+
+    #[test]
+    fn a_step_to_choose_by_is_a_decode_step() {
+        for (size, len) in [(1, 1), (3, 512), (256, 8192)] {
+            let step = decode_step(size, len);
+            assert_eq!((step.num_tokens(), step.num_seqs(), step.num_samples()), (size, size, size));
+            let per_token = [step.positions.len(), step.slots.len(), step.kv_lens.len(), step.seq_rows.len()];
+            assert_eq!(per_token, [size; 4]);
+            assert!(step.positions.iter().zip(&step.kv_lens).all(|(&at, &kv_len)| at + 1 == kv_len));
         }
     }
 }

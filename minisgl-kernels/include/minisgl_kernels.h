@@ -29,7 +29,7 @@ typedef struct msgl_stream_s *msgl_stream;
 // Most log probabilities reported with a sampled token.
 #define MSGL_MAX_LOGPROBS 20
 // Ways in which msgl_skinny can compute a product.
-#define MSGL_SKINNY_VARIANTS 7
+#define MSGL_SKINNY_VARIANTS 6
 
 typedef enum msgl_dtype { MSGL_BF16 = 0, MSGL_F16 = 1, MSGL_F32 = 2 } msgl_dtype;
 

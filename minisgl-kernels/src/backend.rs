@@ -271,7 +271,8 @@ pub trait Backend: Sized + Send + 'static {
     /// Waits for a read-back.
     fn wait(&mut self, read_back: Self::ReadBack) -> Result<Samples>;
     /// Runs `body`, in which the device may measure which of its kernels computes an op the fastest, taking time and
-    /// memory for it. What it finds holds for ops of the same sizes from then on. Elsewhere nothing is measured.
+    /// memory for it. What it finds holds for ops of the same sizes from then on. Elsewhere nothing is measured. `body`
+    /// is best a whole step; it may be called more than once, and be recorded, as by [`capture`](Self::capture).
     fn tune(&mut self, body: &mut dyn FnMut(&mut Self) -> Result<()>) -> Result<()> {
         body(self)
     }

@@ -156,11 +156,14 @@ MSGL_WGMMA_SIZES(__half, "f16")
 
 #define MSGL_NAMES_4 "%0,%1,%2,%3"
 #define MSGL_NAMES_8 MSGL_NAMES_4 ",%4,%5,%6,%7"
-#define MSGL_NAMES_16 MSGL_NAMES_8 ",%8,%9,%10,%11,%12,%13,%14,%15"
+#define MSGL_NAMES_12 MSGL_NAMES_8 ",%8,%9,%10,%11"
+#define MSGL_NAMES_16 MSGL_NAMES_12 ",%12,%13,%14,%15"
 #define MSGL_NAMES_24 MSGL_NAMES_16 ",%16,%17,%18,%19,%20,%21,%22,%23"
 #define MSGL_WGMMA_FEW_SIZES(type, ptx_type)                                                                       \
     MSGL_WGMMA_FEW(type, ptx_type, "8", 1, MSGL_NAMES_4, MSGL_TILE(0), "4", "5", "6")                              \
     MSGL_WGMMA_FEW(type, ptx_type, "16", 2, MSGL_NAMES_8, MSGL_TILE(0) COMMA MSGL_TILE(1), "8", "9", "10")         \
+    MSGL_WGMMA_FEW(type, ptx_type, "24", 3, MSGL_NAMES_12, MSGL_TILE(0) COMMA MSGL_TILE(1) COMMA MSGL_TILE(2),     \
+                   "12", "13", "14")                                                                               \
     MSGL_WGMMA_FEW(type, ptx_type, "32", 4, MSGL_NAMES_16, MSGL_TILES_4(0), "16", "17", "18")                      \
     MSGL_WGMMA_FEW(type, ptx_type, "48", 6, MSGL_NAMES_24, MSGL_TILES_4(0) COMMA MSGL_TILE(4) COMMA MSGL_TILE(5),  \
                    "24", "25", "26")

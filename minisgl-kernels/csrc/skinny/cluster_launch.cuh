@@ -58,6 +58,7 @@ int launch_cluster(const msgl_skinny_params &p, const ClusterShape &s, cudaStrea
   switch (cluster_tokens(p.rows)) {
     case 8: return launch_cluster_tiles<T, 1, kRowTiles>(p, s, stream);
     case 16: return launch_cluster_tiles<T, 2, kRowTiles>(p, s, stream);
+    case 24: return launch_cluster_tiles<T, 3, kRowTiles>(p, s, stream);
     case 32: return launch_cluster_tiles<T, 4, kRowTiles>(p, s, stream);
     case 48: return launch_cluster_tiles<T, 6, kRowTiles>(p, s, stream);
     default: return launch_cluster_tiles<T, 8, kRowTiles>(p, s, stream);

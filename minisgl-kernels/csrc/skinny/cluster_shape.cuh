@@ -43,7 +43,7 @@ struct ClusterShape {
 
 // Tokens of the instance for a number of rows.
 __host__ __device__ constexpr uint32_t cluster_tokens(uint32_t rows) {
-  return rows <= 8 ? 8 : rows <= 16 ? 16 : rows <= 32 ? 32 : rows <= 48 ? 48 : 64;
+  return rows <= 32 ? (rows + 7) / 8 * 8 : rows <= 48 ? 48 : 64;
 }
 
 // The depth is 0 where the kernel cannot take the sizes.

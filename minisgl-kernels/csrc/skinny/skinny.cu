@@ -1,5 +1,6 @@
 // The launcher of products of few tokens.
 #include "skinny/cluster_shape.cuh"
+#include "skinny/held_shape.cuh"
 #include "skinny/shape.cuh"
 
 namespace msgl {
@@ -8,17 +9,20 @@ int skinny_bf16(const msgl_skinny_params &params, cudaStream_t stream);
 int skinny_f16(const msgl_skinny_params &params, cudaStream_t stream);
 int cluster_bf16(const msgl_skinny_params &params, const ClusterChoice &choice, cudaStream_t stream);
 int cluster_f16(const msgl_skinny_params &params, const ClusterChoice &choice, cudaStream_t stream);
+int held_bf16(const msgl_skinny_params &params, cudaStream_t stream);
+int held_f16(const msgl_skinny_params &params, cudaStream_t stream);
 bool has_cluster_bf16();
 bool has_cluster_f16();
 
 namespace {
 
-// Variant 0 streams the weights of whole rows (skinny.cuh); the others are these. Of 32 that were measured they are the
-// fastest, or within 2 %, for each shape of docs/kernels/linear.md.
+// Variant 0 streams the weights of whole rows (skinny.cuh), the last one holds them in registers (held.cuh); the others
+// are these: of 32 that were measured, those that win a shape of docs/kernels/linear.md in its step by more than noise.
 constexpr ClusterChoice kClusterChoices[] = {
-    {2, 2, 1, 1}, {1, 2, 1, 1}, {3, 2, 1, 1}, {1, 1, 1, 1}, {2, 2, 3, 3}, {3, 2, 1, 2},
+    {2, 2, 1, 1}, {1, 2, 1, 1}, {3, 2, 1, 1}, {1, 1, 1, 1},
 };
-static_assert(sizeof(kClusterChoices) / sizeof(kClusterChoices[0]) + 1 == MSGL_SKINNY_VARIANTS, "all of them");
+static_assert(sizeof(kClusterChoices) / sizeof(kClusterChoices[0]) + 2 == MSGL_SKINNY_VARIANTS, "all of them");
+constexpr uint32_t kHeldVariant = MSGL_SKINNY_VARIANTS - 1;
 
 const ClusterChoice &choice_of(const msgl_skinny_params &p) { return kClusterChoices[p.variant - 1]; }
 
@@ -36,6 +40,9 @@ extern "C" int msgl_skinny_is_supported(const msgl_skinny_params *params, uint32
   if (params->variant == 0) {
     return skinny_shape(params->rows, params->n, params->k, is_gated, has_norm, params->num_sms).depth > 0;
   }
+  if (params->variant == kHeldVariant) {
+    return held_shape(params->rows, params->n, params->k, is_gated, params->num_sms).ctas > 0;
+  }
   if (params->variant >= MSGL_SKINNY_VARIANTS || sm != 90) return 0;
   const ClusterShape shape =
       cluster_shape(choice_of(*params), params->rows, params->n, params->k, is_gated, params->num_sms);
@@ -46,10 +53,14 @@ extern "C" int msgl_skinny_is_supported(const msgl_skinny_params *params, uint32
 extern "C" int msgl_skinny(const msgl_skinny_params *params, msgl_stream stream) {
   using namespace msgl;
   const cudaStream_t on = as_stream(stream);
-  const bool is_cluster = params->variant > 0;
-  switch (params->dtype) {
-    case MSGL_BF16: return is_cluster ? cluster_bf16(*params, choice_of(*params), on) : skinny_bf16(*params, on);
-    case MSGL_F16: return is_cluster ? cluster_f16(*params, choice_of(*params), on) : skinny_f16(*params, on);
-    default: return MSGL_ERROR_UNSUPPORTED;
+  if (params->dtype != MSGL_BF16 && params->dtype != MSGL_F16) return MSGL_ERROR_UNSUPPORTED;
+  const bool is_bf16 = params->dtype == MSGL_BF16;
+  switch (params->variant) {
+    case 0: return is_bf16 ? skinny_bf16(*params, on) : skinny_f16(*params, on);
+    case kHeldVariant: return is_bf16 ? held_bf16(*params, on) : held_f16(*params, on);
+    default: {
+      const ClusterChoice &choice = choice_of(*params);
+      return is_bf16 ? cluster_bf16(*params, choice, on) : cluster_f16(*params, choice, on);
+    }
   }
 }

@@ -5,7 +5,7 @@
 pub const MSGL_ERROR_UNSUPPORTED: i32 = -1;
 pub const MSGL_PADDING: u32 = 4294967295;
 pub const MSGL_MAX_LOGPROBS: u32 = 20;
-pub const MSGL_SKINNY_VARIANTS: u32 = 7;
+pub const MSGL_SKINNY_VARIANTS: u32 = 6;
 #[repr(C)]
 #[derive(Debug)]
 pub struct msgl_stream_s {

@@ -53,6 +53,19 @@ pub(crate) fn capture(cuda: &mut Cuda, body: &mut dyn FnMut(&mut Cuda) -> Result
     Ok(CudaGraph { short, max_short, long })
 }
 
+/// The same for steps as long as the one begun last alone: where a graph is not kept, one recording is enough.
+pub(crate) fn capture_step(
+    cuda: &mut Cuda,
+    body: &mut dyn FnMut(&mut Cuda) -> Result<()>,
+) -> Result<CudaGraph> {
+    cuda.outside_capture("capture")?;
+    let (mut recording, max_short) = capture_for(cuda, 0, body)?;
+    if cuda.lengths.of_step() > max_short {
+        (recording, _) = capture_for(cuda, usize::MAX, body)?;
+    }
+    Ok(CudaGraph { short: recording, max_short: usize::MAX, long: None })
+}
+
 /// A recording for contexts of `max_kv_len` positions, and the longest ones that it is meant for.
 fn capture_for(
     cuda: &mut Cuda,

@@ -450,7 +450,7 @@ impl Backend for Cuda {
         self.bind()?;
         self.outside_capture("tune")?;
         self.is_tuning = true;
-        let outcome = body(self);
+        let outcome = body(self).and_then(|()| linear::settle(self, body));
         self.is_tuning = false;
         self.blas.end_measurements();
         outcome

@@ -65,8 +65,13 @@ impl Cache {
     }
 
     pub(super) fn set_choice(&mut self, key: Key, choice: Option<Variant>) {
-        self.choices.insert(key, choice);
+        self.try_choice(key, choice);
         self.save();
+    }
+
+    /// For a while: what is written meanwhile is written again.
+    pub(super) fn try_choice(&mut self, key: Key, choice: Option<Variant>) {
+        self.choices.insert(key, choice);
     }
 
     pub(super) fn set_algorithm(&mut self, shape: Shape, idx: usize) {

@@ -2,6 +2,7 @@
 
 use super::super::Cuda;
 use super::skinny::{Product, Variant};
+use super::step::Rivals;
 use super::trial::{self, Run};
 use crate::Result;
 use crate::cuda::options::LinearKernel;
@@ -9,9 +10,6 @@ use crate::cuda::options::LinearKernel;
 /// Most tokens that an own kernel gets where nothing was measured: where one was the faster for every shape of
 /// docs/kernels/linear.md.
 const MAX_UNMEASURED_ROWS: usize = 16;
-/// What the other way must take at most of the best own kernel's time, so that noise does not change the kernel from
-/// run to run.
-const MARGIN: f32 = 0.95;
 
 /// Runs `product` by an own kernel, or else `other`.
 ///
@@ -48,6 +46,9 @@ unsafe fn choose(
     if let LinearKernel::Own(variant) = cuda.options.linear {
         return Ok(Some(Variant(variant)).filter(|variant| variants.contains(variant)));
     }
+    if cuda.measures() {
+        cuda.blas.rivals.iter_mut().for_each(|rivals| rivals.count(&key));
+    }
     let Some(cache) = &cuda.blas.cache else { return Ok(unmeasured) };
     match cache.choice(&key) {
         Some(None) => return Ok(None),
@@ -59,19 +60,20 @@ unsafe fn choose(
         return Ok(unmeasured);
     }
     let (weight, bytes) = (product.operands.weight, product.weight_bytes());
-    let mut best = (f32::INFINITY, first);
+    let mut times = Vec::with_capacity(variants.len() + 1);
     for variant in variants {
         // SAFETY: the caller's promise; a trial's weights are as many bytes, and the variant is supported.
         let body = &mut |cuda: &mut Cuda, run| unsafe { product.enqueue(cuda, variant, run) };
         // Without memory to measure in there is no choice.
         let Some(took) = trial::time(cuda, weight, bytes, body)? else { return Ok(unmeasured) };
-        if took < best.0 {
-            best = (took, variant);
-        }
+        times.push((Some(variant), took));
     }
-    let Some(others) = trial::time(cuda, weight, bytes, other)? else { return Ok(unmeasured) };
-    let choice = (others > MARGIN * best.0).then_some(best.1);
-    tracing::debug!(?key, own_us = best.0, other_us = others, ?choice, "linear layer measured");
+    let Some(took) = trial::time(cuda, weight, bytes, other)? else { return Ok(unmeasured) };
+    times.push((None, took));
+    let rivals = Rivals::new(key, &times);
+    let choice = rivals.first();
+    tracing::debug!(?key, us = ?times, "linear layer measured alone");
+    cuda.blas.rivals.push(rivals);
     if let Some(cache) = &mut cuda.blas.cache {
         cache.set_choice(key, choice);
     }

@@ -14,6 +14,7 @@ mod fused;
 mod gemm;
 mod handle;
 mod skinny;
+mod step;
 mod trial;
 mod tune;
 
@@ -34,9 +35,11 @@ use descriptors::{MatmulDesc, MatrixLayout};
 use gemm::Gemm;
 use handle::Handle;
 use skinny::Product;
+use step::Rivals;
 use trial::{Run, Scratch};
 
 pub(crate) use fused::{add, linear_add, norm_gated_linear, norm_linear};
+pub(crate) use step::settle;
 
 const OP: &str = "linear";
 /// What NVIDIA recommends for Hopper: split-K and stream-K algorithms need it.
@@ -89,6 +92,8 @@ pub(crate) struct Blas {
     num_guessed_plans: usize,
     /// What was measured, now or by a run before; none where nothing is to be measured.
     cache: Option<Cache>,
+    /// What was measured alone, and not yet in its step.
+    rivals: Vec<Rivals>,
     /// Memory for measurements, while there may be more to come.
     scratch: Option<Scratch>,
 }
@@ -97,6 +102,7 @@ impl Blas {
     /// Frees what measurements need.
     pub(crate) fn end_measurements(&mut self) {
         self.scratch = None;
+        self.rivals.clear();
     }
 
     fn keep(&mut self, shape: Shape, plan: Plan) {
@@ -115,7 +121,15 @@ impl Blas {
         let handle = Handle::of(device).map_err(|e| device.error("cublasLtCreate", e.to_string()))?;
         let workspace = DeviceBuf::zeroed(device, stream, "cuBLASLt workspace", WORKSPACE_BYTES)?;
         let cache = if tunes { Some(Cache::open(&device.kernels_key()?)) } else { None };
-        Ok(Self { handle, workspace, plans: HashMap::new(), num_guessed_plans: 0, cache, scratch: None })
+        Ok(Self {
+            handle,
+            workspace,
+            plans: HashMap::new(),
+            num_guessed_plans: 0,
+            cache,
+            rivals: Vec::new(),
+            scratch: None,
+        })
     }
 }
 
