@@ -20,8 +20,8 @@ pub struct EngineConfig {
     pub device: Device,
     /// Sequences in flight.
     pub max_running_req: usize,
-    /// Prefill token budget of a step: the chunk size.
-    pub max_extend_tokens: usize,
+    /// Prefill token budget of a step: the chunk size. `None`: 16,384 on a GPU of 64 GiB and more, else 8192.
+    pub max_extend_tokens: Option<usize>,
     /// Tokens in a KV page: a power of two from 1 to 256.
     pub page_size: usize,
     /// Kernel families for prefill and decode.
@@ -62,7 +62,7 @@ impl EngineConfig {
             dtype: Some(DType::BF16),
             device: Device::Auto,
             max_running_req: 256,
-            max_extend_tokens: 8192,
+            max_extend_tokens: None,
             page_size: 16,
             attention_backend: AttentionBackend::default(),
             cuda_graph_bs: None,
@@ -89,7 +89,7 @@ impl EngineConfig {
             false => Err(EngineError::InvalidConfig(format!("{name} is {value}, expected {low} to {high}"))),
         };
         range("max_running_req", self.max_running_req, 1, 1 << 16)?;
-        range("max_extend_tokens", self.max_extend_tokens, 1, 1 << 20)?;
+        range("max_extend_tokens", self.max_extend_tokens.unwrap_or(1), 1, 1 << 20)?;
         range("num_page_override", self.num_page_override.unwrap_or(1), 1, 1 << 31)?;
         range("max_seq_len_override", self.max_seq_len_override.unwrap_or(2), 2, 1 << 24)?;
         range("threads", self.threads.unwrap_or(1), 1, 1024)?;

@@ -19,6 +19,10 @@ use crate::stats::{Stats, StepLog, StepRecord};
 use crate::worker::Worker;
 use crate::{EngineError, Result};
 
+/// Memory of a device from which on the activations of longer prompt steps do not matter, up to 2 GB for a model of 8 billion
+/// parameters.
+const LARGE_DEVICE_BYTES: usize = 64 << 30;
+
 /// A running engine. Dropping it stops the thread and frees everything.
 pub struct Engine {
     info: EngineInfo,
@@ -324,6 +328,8 @@ impl Start {
             .or_else(|| checkpoint.as_ref().and_then(Checkpoint::dtype))
             .unwrap_or(DType::BF16);
         let max_seq_len = config.max_seq_len_override.unwrap_or(spec.max_position);
+        let is_large = asynchronous && backend.memory().total_bytes >= LARGE_DEVICE_BYTES;
+        let max_extend_tokens = config.max_extend_tokens.unwrap_or(if is_large { 16_384 } else { 8192 });
         let source = match &checkpoint {
             Some(checkpoint) => WeightSource::Checkpoint(checkpoint),
             None => WeightSource::Dummy { seed: config.seed },
@@ -331,7 +337,7 @@ impl Start {
         let runner_config = RunnerConfig {
             dtype,
             max_running_req: config.max_running_req,
-            max_extend_tokens: config.max_extend_tokens,
+            max_extend_tokens,
             max_seq_len,
             page_size: config.page_size,
             memory_ratio: config.memory_ratio.unwrap_or(if asynchronous { 0.9 } else { 0.5 }),
@@ -344,7 +350,7 @@ impl Start {
             num_pages: runner.num_pages(),
             page_size: config.page_size,
             max_running_req: config.max_running_req,
-            max_extend_tokens: config.max_extend_tokens,
+            max_extend_tokens,
             max_seq_len,
             vocab: spec.vocab,
             eos_token_ids: spec.eos_token_ids.clone(),

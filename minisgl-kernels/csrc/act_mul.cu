@@ -35,13 +35,13 @@ int launch(const msgl_act_mul_params &p, cudaStream_t stream) {
   const dim3 grid(p.rows, ceil_div(vecs, threads));
   switch (p.activation) {
     case MSGL_SILU:
-      launch_overlapped(act_mul_kernel<T, kElems, MSGL_SILU>, grid, threads, 0, stream, p);
+      launch_waiting(act_mul_kernel<T, kElems, MSGL_SILU>, grid, threads, 0, stream, p);
       break;
     case MSGL_GELU:
-      launch_overlapped(act_mul_kernel<T, kElems, MSGL_GELU>, grid, threads, 0, stream, p);
+      launch_waiting(act_mul_kernel<T, kElems, MSGL_GELU>, grid, threads, 0, stream, p);
       break;
     case MSGL_GELU_TANH:
-      launch_overlapped(act_mul_kernel<T, kElems, MSGL_GELU_TANH>, grid, threads, 0, stream, p);
+      launch_waiting(act_mul_kernel<T, kElems, MSGL_GELU_TANH>, grid, threads, 0, stream, p);
       break;
     default:
       return MSGL_ERROR_UNSUPPORTED;

@@ -41,7 +41,7 @@ extern "C" int msgl_add(const msgl_add_params *params, msgl_stream stream) {
   MSGL_DISPATCH_DTYPE(params->dtype, {
     const uint64_t vecs = ceil_div64(params->num_elems, Vec<T>::kSize);
     const uint32_t blocks = static_cast<uint32_t>(ceil_div64(vecs, kThreads));
-    launch_overlapped(add_kernel<T>, blocks, kThreads, 0, as_stream(stream), *params);
+    launch_waiting(add_kernel<T>, blocks, kThreads, 0, as_stream(stream), *params);
   })
   return launch_status();
 }

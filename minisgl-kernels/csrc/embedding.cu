@@ -42,7 +42,7 @@ extern "C" int msgl_embedding(const msgl_embedding_params *params, msgl_stream s
   if (params->num_tokens == 0 || row_bytes == 0) return 0;
   MSGL_DISPATCH_UNIT(row_bytes, {
     const uint32_t units = row_bytes / sizeof(Unit);
-    launch_overlapped(embedding_kernel<Unit>, params->num_tokens, row_threads(units), 0, as_stream(stream), *params,
+    launch_waiting(embedding_kernel<Unit>, params->num_tokens, row_threads(units), 0, as_stream(stream), *params,
                       units);
   })
   return launch_status();

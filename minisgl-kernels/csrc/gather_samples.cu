@@ -29,7 +29,7 @@ extern "C" int msgl_gather_samples(const msgl_gather_samples_params *params, msg
   if (params->num_samples == 0 || row_bytes == 0) return 0;
   MSGL_DISPATCH_UNIT(row_bytes, {
     const uint32_t units = row_bytes / sizeof(Unit);
-    launch_overlapped(gather_samples_kernel<Unit>, params->num_samples, row_threads(units), 0, as_stream(stream),
+    launch_waiting(gather_samples_kernel<Unit>, params->num_samples, row_threads(units), 0, as_stream(stream),
                       *params, units);
   })
   return launch_status();

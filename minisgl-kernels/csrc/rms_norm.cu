@@ -16,7 +16,7 @@ namespace {
 constexpr uint32_t kMaxThreads = 1024;
 // Of the kernel for many rows. Longer rows than these gain nothing from it, nor do fewer rows.
 constexpr uint32_t kRowsPerBlock = 4, kManyRows = 2048;
-constexpr int kRowVecs = 4;
+constexpr int kRowVecs = 4, kWideVecs = 2;
 
 template <typename T, bool kAdd, int kVecs>
 __global__ void __launch_bounds__(kMaxThreads) rms_norm_kernel(msgl_rms_norm_params p) {
@@ -113,6 +113,47 @@ __global__ void __launch_bounds__(kRowsPerBlock *kWarpSize) rms_norm_rows_kernel
   }
 }
 
+// RMSNorm alone of many longer rows: kVecs vectors a thread, so that more of them are asked for at once. A warp sums for the
+// warps that the first kernel would have there, in their order: the same bits.
+template <typename T, int kVecs>
+__global__ void __launch_bounds__(kMaxThreads / kVecs) rms_norm_wide_kernel(msgl_rms_norm_params p) {
+  using V = Vec<T>;
+  grid_wait();
+  grid_launch_next();
+  __shared__ float shared[kWarpSize];
+  const uint64_t row = static_cast<uint64_t>(blockIdx.x) * blockDim.x * kVecs;
+  const V *x = static_cast<const V *>(p.x) + row;
+  const uint32_t warp = threadIdx.x / kWarpSize, warps = blockDim.x / kWarpSize;
+  V y[kVecs];
+#pragma unroll
+  for (int j = 0; j < kVecs; j++) y[j] = x[j * blockDim.x + threadIdx.x];
+#pragma unroll
+  for (int j = 0; j < kVecs; j++) {
+    float part = 0.f;
+#pragma unroll
+    for (int e = 0; e < V::kSize; e++) part += to_float(y[j].elems[e]) * to_float(y[j].elems[e]);
+#pragma unroll
+    for (int offset = kWarpSize / 2; offset > 0; offset /= 2) part += __shfl_xor_sync(~0u, part, offset);
+    if (threadIdx.x % kWarpSize == 0) shared[j * warps + warp] = part;
+  }
+  __syncthreads();
+  float sum = 0.f;
+  for (uint32_t i = 0; i < warps * kVecs; i++) sum += shared[i];
+  const float scale = rsqrtf(sum / p.cols + p.eps);
+  const V *weight = static_cast<const V *>(p.weight);
+  V *out = static_cast<V *>(p.out) + row;
+#pragma unroll
+  for (int j = 0; j < kVecs; j++) {
+    const V weights = weight[j * blockDim.x + threadIdx.x];
+    V o;
+#pragma unroll
+    for (int e = 0; e < V::kSize; e++) {
+      o.elems[e] = from_float<T>(to_float(y[j].elems[e]) * scale * to_float(weights.elems[e]));
+    }
+    out[j * blockDim.x + threadIdx.x] = o;
+  }
+}
+
 template <typename T, bool kAdd>
 __global__ void rms_norm_any_kernel(msgl_rms_norm_params p) {
   grid_wait();
@@ -144,13 +185,17 @@ void launch(const msgl_rms_norm_params &p, cudaStream_t stream) {
   constexpr uint32_t kSize = Vec<T>::kSize;
   const uint32_t vecs = p.cols / kSize;
   if (p.cols % kSize != 0 || vecs > 4 * kMaxThreads) {
-    launch_overlapped(rms_norm_any_kernel<T, kAdd>, p.rows, 256, 0, stream, p);
+    launch_waiting(rms_norm_any_kernel<T, kAdd>, p.rows, 256, 0, stream, p);
     return;
   }
   if constexpr (sizeof(T) == 2 && !kAdd) {
     if (p.rows >= kManyRows && vecs <= kRowVecs * kWarpSize) {
       const uint32_t blocks = ceil_div(p.rows, kRowsPerBlock);
-      launch_overlapped(rms_norm_rows_kernel<T>, blocks, kRowsPerBlock * kWarpSize, 0, stream, p);
+      launch_waiting(rms_norm_rows_kernel<T>, blocks, kRowsPerBlock * kWarpSize, 0, stream, p);
+      return;
+    }
+    if (p.rows >= kManyRows && vecs <= kMaxThreads && vecs % (kWideVecs * kWarpSize) == 0) {
+      launch_waiting(rms_norm_wide_kernel<T, kWideVecs>, p.rows, vecs / kWideVecs, 0, stream, p);
       return;
     }
   }
@@ -159,11 +204,11 @@ void launch(const msgl_rms_norm_params &p, cudaStream_t stream) {
   const uint32_t vecs_per_thread = per_thread <= 2 ? per_thread : 4;
   const uint32_t threads = ceil_div(ceil_div(vecs, vecs_per_thread), kWarpSize) * kWarpSize;
   if (vecs_per_thread == 1) {
-    launch_overlapped(rms_norm_kernel<T, kAdd, 1>, p.rows, threads, 0, stream, p);
+    launch_waiting(rms_norm_kernel<T, kAdd, 1>, p.rows, threads, 0, stream, p);
   } else if (vecs_per_thread == 2) {
-    launch_overlapped(rms_norm_kernel<T, kAdd, 2>, p.rows, threads, 0, stream, p);
+    launch_waiting(rms_norm_kernel<T, kAdd, 2>, p.rows, threads, 0, stream, p);
   } else {
-    launch_overlapped(rms_norm_kernel<T, kAdd, 4>, p.rows, threads, 0, stream, p);
+    launch_waiting(rms_norm_kernel<T, kAdd, 4>, p.rows, threads, 0, stream, p);
   }
 }
 

@@ -128,7 +128,7 @@ int launch_rope_many_tokens_shape(const msgl_rope_store_kv_params &p, cudaStream
   const uint32_t warps_per_token = ceil_div(all_passes, Shape::kPasses);
   const uint32_t passes = ceil_div(all_passes, warps_per_token);
   const uint64_t blocks = ceil_div64(static_cast<uint64_t>(p.num_tokens) * warps_per_token, Shape::kWarps);
-  launch_overlapped(rope_many_tokens_kernel<Shape>, static_cast<uint32_t>(blocks), Shape::kWarps * kWarpSize, 0, stream,
+  launch_waiting(rope_many_tokens_kernel<Shape>, static_cast<uint32_t>(blocks), Shape::kWarps * kWarpSize, 0, stream,
                     p, warps_per_token, passes);
   return launch_status();
 }

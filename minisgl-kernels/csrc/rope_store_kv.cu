@@ -98,11 +98,11 @@ int launch(const msgl_rope_store_kv_params &p, cudaStream_t stream) {
   const uint32_t iters = ceil_div(p.head_dim / 2, kWarpSize * kPairs);
   constexpr uint32_t kThreads = kWarps * kWarpSize;
   if (iters == 1) {
-    launch_overlapped(rope_store_kv_kernel<T, kPairs, 1>, grid, kThreads, 0, stream, p);
+    launch_waiting(rope_store_kv_kernel<T, kPairs, 1>, grid, kThreads, 0, stream, p);
   } else if (iters == 2) {
-    launch_overlapped(rope_store_kv_kernel<T, kPairs, 2>, grid, kThreads, 0, stream, p);
+    launch_waiting(rope_store_kv_kernel<T, kPairs, 2>, grid, kThreads, 0, stream, p);
   } else if (iters <= 8) {
-    launch_overlapped(rope_store_kv_kernel<T, kPairs, 8>, grid, kThreads, 0, stream, p);
+    launch_waiting(rope_store_kv_kernel<T, kPairs, 8>, grid, kThreads, 0, stream, p);
   } else {
     return MSGL_ERROR_UNSUPPORTED;
   }

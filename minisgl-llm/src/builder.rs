@@ -57,9 +57,9 @@ impl LLMBuilder {
         self
     }
 
-    /// Prefill token budget of a batch: the chunk size. Default 8192.
+    /// Prefill token budget of a batch: the chunk size. Default 16,384 on a GPU of 64 GiB and more, else 8192.
     pub fn max_extend_tokens(mut self, num_tokens: usize) -> Self {
-        self.config.max_extend_tokens = num_tokens;
+        self.config.max_extend_tokens = Some(num_tokens);
         self
     }
 

@@ -35,7 +35,7 @@ fn config(model: &TestModel, device: Device) -> EngineConfig {
         device,
         num_page_override: Some(256),
         max_running_req: 16,
-        max_extend_tokens: 64,
+        max_extend_tokens: Some(64),
         threads: Some(1),
         ..EngineConfig::new(model.dir())
     }

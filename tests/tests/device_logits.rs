@@ -19,7 +19,7 @@ fn run(model: &TestModel, dtype: DType, device: Device, requests: &[Request]) ->
         dtype: Some(dtype),
         device,
         num_page_override: Some(512),
-        max_extend_tokens: 48,
+        max_extend_tokens: Some(48),
         cache_type: CacheType::Naive,
         ..EngineConfig::new(model.dir())
     };

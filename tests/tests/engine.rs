@@ -23,7 +23,7 @@ fn engine_with(edit: impl FnOnce(&mut EngineConfig)) -> Engine {
         page_size: 4,
         num_page_override: Some(256),
         max_running_req: 16,
-        max_extend_tokens: 64,
+        max_extend_tokens: Some(64),
         overlap: Some(true),
         ..EngineConfig::new(model.dir())
     };

@@ -121,9 +121,9 @@ fn variants(base: &EngineConfig) -> Vec<(&'static str, EngineConfig)> {
         ("page_size 1", with(&|c| c.page_size = 1)),
         ("page_size 4", with(&|c| c.page_size = 4)),
         ("page_size 256", with(&|c| (c.page_size, c.num_page_override) = (256, Some(64)))),
-        ("chunks of 1", with(&|c| c.max_extend_tokens = 1)),
-        ("chunks of 7", with(&|c| c.max_extend_tokens = 7)),
-        ("chunks of 64, page_size 4", with(&|c| (c.max_extend_tokens, c.page_size) = (64, 4))),
+        ("chunks of 1", with(&|c| c.max_extend_tokens = Some(1))),
+        ("chunks of 7", with(&|c| c.max_extend_tokens = Some(7))),
+        ("chunks of 64, page_size 4", with(&|c| (c.max_extend_tokens, c.page_size) = (Some(64), 4))),
         ("no prefix cache", with(&|c| c.cache_type = CacheType::Naive)),
         ("one at a time", with(&|c| c.max_running_req = 1)),
         ("three at a time", with(&|c| c.max_running_req = 3)),
@@ -131,7 +131,9 @@ fn variants(base: &EngineConfig) -> Vec<(&'static str, EngineConfig)> {
         ("no overlap", with(&|c| c.overlap = Some(false))),
         (
             "overlap, chunks of 5, no cache",
-            with(&|c| (c.overlap, c.max_extend_tokens, c.cache_type) = (Some(true), 5, CacheType::Naive)),
+            with(&|c| {
+                (c.overlap, c.max_extend_tokens, c.cache_type) = (Some(true), Some(5), CacheType::Naive);
+            }),
         ),
         // On a device without graphs these change nothing.
         ("no graphs", with(&|c| c.cuda_graph_bs = Some(Vec::new()))),

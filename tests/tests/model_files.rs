@@ -274,7 +274,7 @@ fn settings_out_of_range() {
         (|c| c.page_size = 24, "page_size is 24"),
         (|c| c.page_size = 512, "page_size is 512"),
         (|c| c.max_running_req = 0, "max_running_req is 0, expected 1 to"),
-        (|c| c.max_extend_tokens = 0, "max_extend_tokens is 0"),
+        (|c| c.max_extend_tokens = Some(0), "max_extend_tokens is 0"),
         (|c| c.num_page_override = Some(0), "num_page_override is 0"),
         (|c| c.max_seq_len_override = Some(1), "max_seq_len_override is 1"),
         (|c| c.memory_ratio = Some(0.0), "memory_ratio is 0"),

@@ -16,7 +16,7 @@ struct RingCursor {
     __device__ uint32_t parity() const { return count / kStages % 2; }
 };
 
-template <typename T, int kHeadDim_, bool kTakeTurns_ = kHeadDim_ != 64>
+template <typename T, int kHeadDim_>
 struct PrefillWgmmaShape {
     using Element = T;
     static constexpr int kHeadDim = kHeadDim_;
@@ -25,13 +25,13 @@ struct PrefillWgmmaShape {
     static constexpr int kRows = 64 * kConsumers;
     static constexpr int kCols = kHeadDim == 256 ? 64 : 128;
     static constexpr int kThreads = 128 * (1 + kConsumers);
-    static constexpr bool kTakeTurns = kTakeTurns_;
     using Matrix = SwizzledMatrix<kHeadDim>;
     // What 64 K registers give.
     static constexpr int kProducerRegisters = kConsumers == 2 ? 56 : 32;
     static constexpr int kConsumerRegisters = kConsumers == 2 ? 224 : 160;
 
-    static constexpr int kStages = 2;
+    // Warpgroups that take turns in threes are up to a stage apart, and the copies of a stage take as long.
+    static constexpr int kStages = kConsumers == 3 ? 4 : 2;
     static constexpr int kQStages = kHeadDim <= 128 ? 2 : 1;
     static constexpr uint32_t kQBytes = kRows * kHeadDim * 2, kKvBytes = kCols * kHeadDim * 2;
     static constexpr uint32_t kKvOffset = kQStages * kQBytes;

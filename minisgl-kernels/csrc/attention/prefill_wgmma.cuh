@@ -14,6 +14,7 @@
 #include <type_traits>
 
 #include "prefill_load.cuh"
+#include "ptx/grid.cuh"
 #include "ptx/warpgroup.cuh"
 
 namespace msgl {
@@ -226,13 +227,8 @@ struct PrefillConsumer {
         }
     }
 
-    __device__ __forceinline__ void take_turn() {
-        if constexpr (Shape::kTakeTurns) barrier_wait(1 + warpgroup, 256);
-    }
-
-    __device__ __forceinline__ void give_turn() {
-        if constexpr (Shape::kTakeTurns) barrier_arrive(1 + (warpgroup + 1) % Shape::kConsumers, 256);
-    }
+    __device__ __forceinline__ void take_turn() { barrier_wait(1 + warpgroup, 256); }
+    __device__ __forceinline__ void give_turn() { barrier_arrive(1 + (warpgroup + 1) % Shape::kConsumers, 256); }
 
     // The next scores, under which the weights of the last ones meet V. `kIsOther`: they are another tile's, and the
     // sums in `out` are complete.
@@ -292,6 +288,8 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
     PrefillTile* const tiles = reinterpret_cast<PrefillTile*>(prefill_shared + Shape::kTileOffset);
     if (threadIdx.x == 0) shared.init(Fetch<Shape>::kArrivals);
     __syncthreads();
+    grid_wait();
+    grid_launch_next();
     if (threadIdx.x < 128) {
         release_registers<Shape::kProducerRegisters>();
         Producer{params, maps, shared, tiles}.run();

@@ -3,6 +3,7 @@
 #pragma once
 #include <type_traits>
 
+#include "launch.cuh"
 #include "prefill_wgmma.cuh"
 
 namespace msgl {
@@ -45,8 +46,8 @@ int launch_prefill_wgmma(const msgl_attention_params& params, const KvMaps& maps
     if (status != cudaSuccess) return status;
     const uint32_t tiles = params.num_tiles * params.sizes.num_kv_heads;
     const uint32_t ctas = tiles < static_cast<uint32_t>(num_sms) ? tiles : num_sms;
-    kernel<<<ctas, Shape::kThreads, Shape::kSharedBytes, stream>>>(params, maps);
-    return cudaGetLastError();
+    launch_waiting(kernel, ctas, Shape::kThreads, Shape::kSharedBytes, stream, params, maps);
+    return launch_status();
 }
 
 // Smaller pages, and heads whose rows are not whole swizzles of 128 bytes, are fetched by rows.

@@ -9,6 +9,7 @@
 #pragma once
 #include "epilogue.cuh"
 #include "ptx/cp_async.cuh"
+#include "ptx/grid.cuh"
 #include "ptx/tensor_multicast.cuh"
 #include "ptx/warpgroup.cuh"
 
@@ -126,6 +127,8 @@ __global__ void __launch_bounds__(kGemmThreads, 1)
     __syncwarp();
     cluster_arrive();
     cluster_wait();
+    grid_wait();
+    grid_launch_next();
     if (threadIdx.x < 128) {
         release_registers<kGemmProducerRegisters>();
         if (threadIdx.x < 32 && elect_lane()) fetch_gemm(p, maps, tiles, shared, rank);

@@ -59,18 +59,8 @@ int launch_gemm_epilogue(const msgl_gemm_params& p, cudaStream_t stream) {
     if (status != cudaSuccess) return status;
     const GemmTiles tiles = {ceil_div(p.rows, kGemmRows * kGemmCluster), ceil_div(p.n, kGemmCols)};
     const uint32_t clusters = p.num_sms / kGemmCluster;
-    cudaLaunchAttribute attribute = {};
-    attribute.id = cudaLaunchAttributeClusterDimension;
-    attribute.val.clusterDim.x = kGemmCluster;
-    attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
-    cudaLaunchConfig_t config = {};
-    config.gridDim = (tiles.count() < clusters ? tiles.count() : clusters) * kGemmCluster;
-    config.blockDim = kGemmThreads;
-    config.dynamicSmemBytes = kGemmSharedBytes;
-    config.stream = stream;
-    config.attrs = &attribute;
-    config.numAttrs = 1;
-    cudaLaunchKernelEx(&config, kernel, p, maps, tiles);
+    const uint32_t ctas = (tiles.count() < clusters ? tiles.count() : clusters) * kGemmCluster;
+    launch_waiting_clusters(kernel, ctas, kGemmCluster, kGemmThreads, kGemmSharedBytes, stream, p, maps, tiles);
     return launch_status();
 }
 

@@ -93,7 +93,7 @@ fn outputs(job: &Job, device: Device) -> Result<Vec<Recorded>, Error> {
         dtype: Some(dtype),
         device,
         page_size: job.page_size,
-        max_extend_tokens: job.max_extend_tokens,
+        max_extend_tokens: Some(job.max_extend_tokens),
         max_running_req: 32,
         num_page_override: Some(8192 / job.page_size),
         cache_type: CacheType::Naive,

@@ -214,9 +214,9 @@ pub(crate) struct EngineArgs {
     /// Sequences in flight
     #[arg(long, value_name = "N", default_value = "256", value_parser = positive)]
     pub(crate) max_running_req: usize,
-    /// Prefill token budget of a step: the chunk size
-    #[arg(long, value_name = "N", default_value = "8192", value_parser = positive)]
-    pub(crate) max_extend_tokens: usize,
+    /// Prefill token budget of a step: the chunk size [default: 16384 on a GPU of 64 GiB and more, else 8192]
+    #[arg(long, value_name = "N", value_parser = positive)]
+    pub(crate) max_extend_tokens: Option<usize>,
     /// Tokens in a KV page: a power of two from 1 to 256
     #[arg(long, value_name = "N", default_value = "16", value_parser = positive)]
     pub(crate) page_size: usize,
@@ -271,7 +271,6 @@ impl EngineArgs {
             .dtype(self.dtype.0)
             .device(self.device)
             .max_running_req(self.max_running_req)
-            .max_extend_tokens(self.max_extend_tokens)
             .page_size(self.page_size)
             .attention_backend(self.attention_backend)
             .own_linear_kernels(self.own_linear_kernels)
@@ -284,6 +283,9 @@ impl EngineArgs {
         }
         if let Some(size) = self.cuda_graph_max_bs {
             builder = builder.cuda_graph_max_bs(size);
+        }
+        if let Some(num_tokens) = self.max_extend_tokens {
+            builder = builder.max_extend_tokens(num_tokens);
         }
         if let Some(ratio) = self.memory_ratio {
             builder = builder.memory_ratio(ratio);

@@ -40,7 +40,7 @@ impl Bench {
             attention_backend: args.attention_backend,
             use_dummy_weight: !args.load_weights,
             max_seq_len_override: Some(spec.max_position.min(8192)),
-            max_extend_tokens: args.max_extend_tokens.unwrap_or(defaults.max_extend_tokens),
+            max_extend_tokens: args.max_extend_tokens.or(defaults.max_extend_tokens),
             ..defaults
         };
         let start = Instant::now();
