@@ -130,16 +130,18 @@ run_profile() {
     ncu --import "$results/$op.ncu-rep" --page details | tee "$results/$op.txt"
 }
 
-# Gaps between the graphs of neighbouring decode steps, and how much of each no kernel and no copy fills.
+# Gaps between the graphs of neighbouring decode steps, and how much of each no kernel and no copy fills: of the last
+# steps, because the start replays graphs too.
 run_trace() {
-    local shape=${1:-256x1024} model=${2:-bench/shapes/qwen3-0.6b} cuda
+    local shape=${1:-256x1024} model=${2:-bench/shapes/qwen3-0.6b} steps=128 cuda
     cuda=$(dirname "$(dirname "$(readlink -f "$(command -v nvcc || echo /usr/local/cuda/bin/nvcc)")")")
     cd "$here/repo" || return 1
     cc -O2 -shared -fPIC -o "$results/gpu_trace.so" bench/trace/gpu_trace.c -I"$cuda/include" \
         -I"$cuda/extras/CUPTI/include" -L"$cuda/lib64" -L"$cuda/extras/CUPTI/lib64" -lcupti || return 1
     TRACE_FILE="$results/trace.txt" CUDA_INJECTION64_PATH="$results/gpu_trace.so" \
         LD_LIBRARY_PATH="$cuda/lib64:$cuda/extras/CUPTI/lib64:${LD_LIBRARY_PATH:-}" \
-        "$here/bin/bench_engine" --device cuda --models "$model" --parts decode --decode "$shape" --repeats 1 || return 1
+        "$here/bin/bench_engine" --device cuda --models "$model" --parts decode --decode "$shape" --steps "$steps" \
+        --repeats 1 || return 1
     sort -n "$results/trace.txt" | awk '
         $3 == "graph" {
             if (seen) {
@@ -153,7 +155,7 @@ run_trace() {
             }
             start = $1; end = $2; count = 0; seen = 1; next
         }
-        seen { starts[count] = $1; ends[count++] = $2 }' | sort -n >"$results/idle.txt"
+        seen { starts[count] = $1; ends[count++] = $2 }' | tail -n $((steps - 1)) | sort -n >"$results/idle.txt"
     rm -f "$results/trace.txt"
     awk -v shape="$shape" '{ idle[NR] = $1; gap += $2; graph += $3 }
         END { if (NR) printf "%s: %d gaps, GPU idle in each: median %.1f us, 95th percentile %.1f us, worst %.1f us; " \

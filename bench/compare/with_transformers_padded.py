@@ -1,4 +1,4 @@
-"""Hugging Face transformers without continuous batching: all prompts padded to the longest, one `generate` for all."""
+"""Hugging Face transformers without continuous batching: all prompts padded to the longest, one `generate` for all, compiled."""
 
 import torch
 import transformers
@@ -13,7 +13,10 @@ class Runner(with_transformers.Runner):
         ids = torch.tensor([[0] * (longest - len(prompt)) + prompt for prompt in prompts], device=self.device)
         mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=self.device)
         config = transformers.GenerationConfig(
-            max_new_tokens=max(max_tokens), min_new_tokens=max(max_tokens), **self.sampling(temperature)
+            max_new_tokens=max(max_tokens),
+            min_new_tokens=max(max_tokens),
+            cache_implementation="static" if self.device == "cuda" else None,
+            **self.sampling(temperature),
         )
         with torch.inference_mode():
             out = self.model.generate(ids, attention_mask=mask, generation_config=config)
