@@ -172,8 +172,9 @@ __device__ __forceinline__ void decode_short(const msgl_attention_params& params
     if (threadIdx.x < Shape::kWarps * Shape::kDepth) mbarrier_init(shared_address(&barriers[threadIdx.x]), 1);
     if (threadIdx.x == 0) mbarrier_init(received_full, 1);
     mbarrier_init_fence();
-    if (threadIdx.x == 0) mbarrier_arrive_expect(received_full, exchange.received_bytes());
     __syncthreads();
+    // Behind the barrier, since racecheck takes a uniform instruction for one of the warp's last lane.
+    if (threadIdx.x == 0) mbarrier_arrive_expect(received_full, exchange.received_bytes());
     if (cursor.seq.q_len == 0 || cursor.seq.kv_len == 0) {
         grid_wait();
         return;
