@@ -2,6 +2,7 @@
 // rows, for pages of any size, and by pages, with the copy engine. A stream of K and one of V have warps of their own.
 #pragma once
 #include "prefill_shape.cuh"
+#include "ptx/elect.cuh"
 #include "ptx/tensor_copy.cuh"
 #include "ptx/warpgroup.cuh"
 
@@ -171,7 +172,7 @@ struct PageFetch {
                                                uint32_t end_row, uint32_t slot, uint32_t barrier) {
         for (uint32_t row = first_row; row < end_row; row += 1 << box_shift) {
             const uint32_t box_slot = __shfl_sync(~0u, slot, row >> box_shift);
-            if (elect_lane()) {
+            if (elect_one()) {
                 tensor_copy(dst + row / 8 * Matrix::kEightRowsBytes, map, barrier, tile.head, box_slot / 8);
             }
         }

@@ -9,6 +9,7 @@
 #pragma once
 #include "epilogue.cuh"
 #include "ptx/cp_async.cuh"
+#include "ptx/elect.cuh"
 #include "ptx/grid.cuh"
 #include "ptx/tensor_multicast.cuh"
 #include "ptx/warpgroup.cuh"
@@ -131,7 +132,7 @@ __global__ void __launch_bounds__(kGemmThreads, 1)
     grid_launch_next();
     if (threadIdx.x < 128) {
         release_registers<kGemmProducerRegisters>();
-        if (threadIdx.x < 32 && elect_lane()) fetch_gemm(p, maps, tiles, shared, rank);
+        if (threadIdx.x < 32 && elect_one()) fetch_gemm(p, maps, tiles, shared, rank);
     } else {
         claim_registers<kGemmConsumerRegisters>();
         GemmConsumer<T, kEpilogue>{p, tiles, shared, rank, threadIdx.x / 128 - 1}.run();
