@@ -49,10 +49,17 @@ struct alignas(sizeof(T) * N) Vec {
   T elems[N];
 };
 
-// Sums over the block, the same bits every time: lanes by butterfly, then warps in order. `shared` has room for
+// The sum over the lanes of a warp, in each of them: by butterfly, the farthest first.
+__device__ __forceinline__ float warp_sum(float x) {
+#pragma unroll
+  for (int offset = kWarpSize / 2; offset > 0; offset /= 2) x += __shfl_xor_sync(~0u, x, offset);
+  return x;
+}
+
+// Sums over the block, the same bits every time: those of warps, then warps in order. `shared` has room for
 // one float a warp and may be used again after the next __syncthreads().
 __device__ __forceinline__ float block_sum(float x, float *shared) {
-  for (int offset = kWarpSize / 2; offset > 0; offset /= 2) x += __shfl_xor_sync(~0u, x, offset);
+  x = warp_sum(x);
   const int warp = threadIdx.x / kWarpSize, num_warps = ceil_div(blockDim.x, kWarpSize);
   if (num_warps == 1) return x;
   if (threadIdx.x % kWarpSize == 0) shared[warp] = x;

@@ -5,8 +5,8 @@
 //
 // Fused because the sum is read again at once: apart they would read and write the residual stream twice more.
 // Bound by latency at decode sizes, by bandwidth at prefill sizes. One block a row, or one warp where there are many
-// short ones; a row stays in registers between the two passes, 16 bytes a thread and access. Rows whose length does not allow that go through global
-// memory again, element by element.
+// short ones; a row stays in registers between the two passes, 16 bytes a thread and access. Rows whose length does not
+// allow that go through global memory again, element by element.
 #include "launch.cuh"
 #include "ptx/grid.cuh"
 
@@ -67,6 +67,15 @@ __global__ void __launch_bounds__(kMaxThreads) rms_norm_kernel(msgl_rms_norm_par
   }
 }
 
+// The sum of squares of what a warp's lanes have: each its own from the left, then over the lanes.
+template <typename V>
+__device__ __forceinline__ float warp_squares(const V &y) {
+  float sum = 0.f;
+#pragma unroll
+  for (int e = 0; e < V::kSize; e++) sum += to_float(y.elems[e]) * to_float(y.elems[e]);
+  return warp_sum(sum);
+}
+
 // RMSNorm alone of many rows, one warp a row, so that no warp waits for another and all of a row is asked for at once.
 // A lane sums for the lanes that the kernel above would have in kRowVecs warps, in their order: the same bits.
 template <typename T>
@@ -89,12 +98,7 @@ __global__ void __launch_bounds__(kRowsPerBlock *kWarpSize) rms_norm_rows_kernel
   float sum = 0.f;
 #pragma unroll
   for (int w = 0; w < kRowVecs; w++) {
-    float part = 0.f;
-#pragma unroll
-    for (int e = 0; e < V::kSize; e++) part += to_float(y[w].elems[e]) * to_float(y[w].elems[e]);
-#pragma unroll
-    for (int offset = kWarpSize / 2; offset > 0; offset /= 2) part += __shfl_xor_sync(~0u, part, offset);
-    sum += part;
+    sum += warp_squares(y[w]);
   }
   const float scale = rsqrtf(sum / p.cols + p.eps);
   const V *weight = static_cast<const V *>(p.weight);
@@ -129,11 +133,7 @@ __global__ void __launch_bounds__(kMaxThreads / kVecs) rms_norm_wide_kernel(msgl
   for (int j = 0; j < kVecs; j++) y[j] = x[j * blockDim.x + threadIdx.x];
 #pragma unroll
   for (int j = 0; j < kVecs; j++) {
-    float part = 0.f;
-#pragma unroll
-    for (int e = 0; e < V::kSize; e++) part += to_float(y[j].elems[e]) * to_float(y[j].elems[e]);
-#pragma unroll
-    for (int offset = kWarpSize / 2; offset > 0; offset /= 2) part += __shfl_xor_sync(~0u, part, offset);
+    const float part = warp_squares(y[j]);
     if (threadIdx.x % kWarpSize == 0) shared[j * warps + warp] = part;
   }
   __syncthreads();

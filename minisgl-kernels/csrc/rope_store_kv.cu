@@ -61,8 +61,7 @@ __global__ void __launch_bounds__(kWarps *kWarpSize) rope_store_kv_kernel(msgl_r
   const T *norm = static_cast<const T *>(is_value ? nullptr : is_query ? p.q_norm : p.k_norm);
   float scale = 1.f;
   if (norm != nullptr) {
-    for (int offset = kWarpSize / 2; offset > 0; offset /= 2) sum += __shfl_xor_sync(~0u, sum, offset);
-    scale = rsqrtf(sum / p.head_dim + p.eps);
+    scale = rsqrtf(warp_sum(sum) / p.head_dim + p.eps);
   }
   const float *angles = p.rope + static_cast<uint64_t>(position) * p.head_dim;
 #pragma unroll

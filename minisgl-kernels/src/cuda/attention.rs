@@ -22,6 +22,7 @@ const OP: &str = "attention";
 const MAX_HEAD_DIM: usize = 512;
 /// Query rows of a decode job: `kJobRows` in csrc/attention/plan.cuh.
 const JOB_ROWS: usize = 8;
+
 /// The work lists of a step and the scratch of its kernels.
 ///
 /// How a sequence's KV is split among CTAs depends on the whole batch, and with it the last bits of the result;
