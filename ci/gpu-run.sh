@@ -6,6 +6,7 @@
 #   run.sh sanitize           ops under compute-sanitizer: memcheck, initcheck, synccheck, racecheck
 #   run.sh profile OP [ARGS]  what ncu says about an op's kernels
 #   run.sh trace [BATCHxCONTEXT] [MODEL]  how long the GPU idles between decode steps
+#   run.sh kernels [BATCHxCONTEXT] [MODEL]  which kernels a decode step's time goes to
 #
 # Logs and tables go to RESULTS (default: results, beside this script).
 set -uo pipefail
@@ -130,19 +131,27 @@ run_profile() {
     ncu --import "$results/$op.ncu-rep" --page details | tee "$results/$op.txt"
 }
 
-# Gaps between the graphs of neighbouring decode steps, and how much of each no kernel and no copy fills: of the last
-# steps, because the start replays graphs too.
-run_trace() {
-    local shape=${1:-256x1024} model=${2:-bench/shapes/qwen3-0.6b} steps=128 cuda
+# Runs decode steps with the tracer loaded: run_traced STEPS BATCHxCONTEXT MODEL. Lines by start in trace.txt.
+run_traced() {
+    local cuda
     cuda=$(dirname "$(dirname "$(readlink -f "$(command -v nvcc || echo /usr/local/cuda/bin/nvcc)")")")
     cd "$here/repo" || return 1
     cc -O2 -shared -fPIC -o "$results/gpu_trace.so" bench/trace/gpu_trace.c -I"$cuda/include" \
         -I"$cuda/extras/CUPTI/include" -L"$cuda/lib64" -L"$cuda/extras/CUPTI/lib64" -lcupti || return 1
-    TRACE_FILE="$results/trace.txt" CUDA_INJECTION64_PATH="$results/gpu_trace.so" \
+    TRACE_FILE="$results/unsorted.txt" CUDA_INJECTION64_PATH="$results/gpu_trace.so" \
         LD_LIBRARY_PATH="$cuda/lib64:$cuda/extras/CUPTI/lib64:${LD_LIBRARY_PATH:-}" \
-        "$here/bin/bench_engine" --device cuda --models "$model" --parts decode --decode "$shape" --steps "$steps" \
+        "$here/bin/bench_engine" --device cuda --models "$3" --parts decode --decode "$2" --steps "$1" \
         --repeats 1 || return 1
-    sort -n "$results/trace.txt" | awk '
+    sort -n "$results/unsorted.txt" >"$results/trace.txt"
+    rm -f "$results/unsorted.txt"
+}
+
+# Gaps between the graphs of neighbouring decode steps, and how much of each no kernel and no copy fills: of the last
+# steps, because the start replays graphs too.
+run_trace() {
+    local shape=${1:-256x1024} model=${2:-bench/shapes/qwen3-0.6b} steps=128
+    run_traced "$steps" "$shape" "$model" || return 1
+    awk '
         $3 == "graph" {
             if (seen) {
                 filled = 0; edge = end
@@ -155,12 +164,39 @@ run_trace() {
             }
             start = $1; end = $2; count = 0; seen = 1; next
         }
-        seen { starts[count] = $1; ends[count++] = $2 }' | tail -n $((steps - 1)) | sort -n >"$results/idle.txt"
+        seen { starts[count] = $1; ends[count++] = $2 }' "$results/trace.txt" | tail -n $((steps - 1)) | sort -n >"$results/idle.txt"
     rm -f "$results/trace.txt"
     awk -v shape="$shape" '{ idle[NR] = $1; gap += $2; graph += $3 }
         END { if (NR) printf "%s: %d gaps, GPU idle in each: median %.1f us, 95th percentile %.1f us, worst %.1f us; " \
                   "gap with copies and kernels %.1f us, graph %.1f us on average\n", shape, NR, idle[int((NR + 1) / 2)],
                   idle[int(NR * 0.95) + (NR < 20)], idle[NR], gap / NR, graph / NR }' "$results/idle.txt"
+}
+
+# Time of the last steps by kernel. Kernels overlap, so that one counts from the end of the one before it to its own; a
+# traced step is slower than others.
+run_kernels() {
+    local shape=${1:-256x1024} model=${2:-bench/shapes/qwen3-0.6b} steps=32
+    TRACE_KERNELS=1 run_traced "$steps" "$shape" "$model" || return 1
+    # A step ends with the kernel that draws its tokens.
+    c++filt <"$results/trace.txt" | awk -v steps=$((steps / 2)) '
+        $3 == "kernel" || $3 == "memset" {
+            name = $0; sub(/^[0-9]+ [0-9]+ (kernel )?/, "", name); sub(/^void /, "", name); gsub(/msgl::|\(anonymous namespace\)::/, "", name)
+            sub(/\(.*/, "", name)
+            starts[n] = $1; ends[n] = $2; names[n++] = name
+            if (name ~ /^finish_kernel/) last[drawn++] = n
+        }
+        END {
+            from = last[drawn - 1 - steps]; edge = ends[from - 1]
+            for (i = from; i < last[drawn - 1]; i++) {
+                us = (ends[i] - edge) / 1e3
+                if (ends[i] > edge) { sum[names[i]] += us; all += us; edge = ends[i] }
+                own[names[i]] += (ends[i] - starts[i]) / 1e3; calls[names[i]]++
+            }
+            printf "%10s %8s %8s %8s %6s  kernel (us; a step takes %.0f)\n", "a step", "calls", "each", "alone", "share", all / steps
+            for (name in sum) printf "%10.1f %8.1f %8.2f %8.2f %5.1f%%  %s\n", sum[name] / steps, calls[name] / steps,
+                sum[name] / calls[name], own[name] / calls[name], 100 * sum[name] / all, name | "sort -rn"
+        }' | tee "$results/kernels-$(basename "$model")-$shape.txt"
+    rm -f "$results/trace.txt"
 }
 
 machine
@@ -171,6 +207,7 @@ case ${1:-} in
     sanitize) run_sanitizers "${@:2}" ;;
     profile) run_profile "${@:2}" ;;
     trace) run_trace "${@:2}" ;;
+    kernels) run_kernels "${@:2}" ;;
     *)
         sed -n 's/^#   run/run/p' "$0" >&2
         exit 2
