@@ -36,7 +36,8 @@ pub(crate) fn resolve(
                 &from_env
             }
         };
-        crate::hub::fetch_model(model, weights, settings, progress).map_err(|e| Error::Model(e.to_string()))
+        crate::hub::fetch_model(model, weights, settings, progress)
+            .map_err(|e| Error::Model(format!("there is no directory {model}, and as a model id: {e}")))
     }
     #[cfg(not(feature = "hub"))]
     {
@@ -65,6 +66,21 @@ fn is_model_id(text: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[cfg(feature = "hub")]
+    #[test]
+    fn a_directory_that_is_missing_is_named_before_the_hub() {
+        let home = tempfile::tempdir().unwrap();
+        let home = home.path().to_str().unwrap().to_owned();
+        let env = |name: &str| match name {
+            "HF_HOME" => Some(home.clone()),
+            "HF_HUB_OFFLINE" => Some("1".into()),
+            _ => None,
+        };
+        let settings = crate::hub::HubSettings::from_env(env);
+        let error = resolve("models/nope", false, false, Some(&settings)).unwrap_err().to_string();
+        assert!(error.starts_with("there is no directory models/nope, and as a model id: "), "{error}");
+    }
 
     #[test]
     fn ids_and_what_is_none() {
