@@ -1,37 +1,23 @@
 // Launches the Hopper prefill kernel (prefill_wgmma.cuh): its shape for a head size, how K and V are fetched, and the
 // maps that the copy engine needs for that.
 #pragma once
-#include <type_traits>
-
 #include "launch.cuh"
 #include "prefill_wgmma.cuh"
+#include "tensor_map.cuh"
 
 namespace msgl {
 
 // Encodes K or V, [num_slots, num_kv_heads, head_dim], as [num_slots / 8, num_kv_heads, head_dim / 64, 8, 64], to be
-// copied in boxes of `rows` slots of one head: then a box is laid out as a SwizzledMatrix. A map is made anew for each
-// launch: that is a few hundred nanoseconds on the host, and nothing has to be kept.
+// copied in boxes of `rows` slots of one head: then a box is laid out as a SwizzledMatrix.
 template <typename Shape>
-bool encode_kv_map(CUtensorMap* map, const msgl_attention_params& params, const void* kv, uint32_t rows) {
-    void* entry = nullptr;
-    cudaDriverEntryPointQueryResult found;
-    if (cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &entry, 12000, cudaEnableDefault, &found) !=
-            cudaSuccess ||
-        found != cudaDriverEntryPointSuccess) {
-        return false;
-    }
+bool encode_kv_map(EncodeTiled encode, CUtensorMap* map, const msgl_attention_params& params, const void* kv,
+                   uint32_t rows) {
     using Matrix = typename Shape::Matrix;
     static_assert(Matrix::kBlockCols == 64, "the swizzle below");
     const uint64_t head_bytes = Shape::kHeadDim * 2, slot_bytes = params.sizes.num_kv_heads * head_bytes;
-    const uint64_t sizes[5] = {64, 8, Matrix::kBlocks, params.sizes.num_kv_heads, params.num_slots / 8};
-    const uint64_t strides[4] = {slot_bytes, Matrix::kRowBytes, head_bytes, 8 * slot_bytes};
-    const uint32_t box[5] = {64, 8, Matrix::kBlocks, 1, rows / 8}, steps[5] = {1, 1, 1, 1, 1};
-    const bool is_f16 = std::is_same_v<typename Shape::Element, __half>;
-    const auto encode = reinterpret_cast<decltype(&cuTensorMapEncodeTiled)>(entry);
-    return encode(map, is_f16 ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16 : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 5,
-                  const_cast<void*>(kv), sizes, strides, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE,
-                  CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
-                  CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) == CUDA_SUCCESS;
+    return encode_map<typename Shape::Element, 5>(
+        encode, map, kv, {64, 8, Matrix::kBlocks, params.sizes.num_kv_heads, params.num_slots / 8},
+        {slot_bytes, Matrix::kRowBytes, head_bytes, 8 * slot_bytes}, {64, 8, Matrix::kBlocks, 1, rows / 8});
 }
 
 template <typename Shape, template <typename> class Fetch>
@@ -59,8 +45,9 @@ int launch_prefill_shape(const msgl_attention_params& params, cudaStream_t strea
     if constexpr (Shape::Matrix::kBlockCols == 64) {
         if (params.page_size >= kMinPageRows) {
             const uint32_t rows = params.page_size < Shape::kCols ? params.page_size : Shape::kCols;
-            if (!encode_kv_map<Shape>(&maps.k, params, params.k, rows) ||
-                !encode_kv_map<Shape>(&maps.v, params, params.v, rows)) {
+            const EncodeTiled encode = encode_tiled();
+            if (encode == nullptr || !encode_kv_map<Shape>(encode, &maps.k, params, params.k, rows) ||
+                !encode_kv_map<Shape>(encode, &maps.v, params, params.v, rows)) {
                 return cudaErrorInvalidValue;
             }
             return launch_prefill_wgmma<Shape, PageFetch>(params, maps, stream);

@@ -1,39 +1,14 @@
 // Launches the Hopper GEMM (gemm.cuh) with the maps that the copy engine needs.
 #pragma once
-#include <type_traits>
-
 #include "gemm.cuh"
 #include "launch.cuh"
+#include "tensor_map.cuh"
 
 namespace msgl {
 
-using EncodeTiled = decltype(&cuTensorMapEncodeTiled);
-
-inline EncodeTiled encode_tiled() {
-    void* entry = nullptr;
-    cudaDriverEntryPointQueryResult found;
-    if (cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &entry, 12000, cudaEnableDefault, &found) !=
-            cudaSuccess ||
-        found != cudaDriverEntryPointSuccess) {
-        return nullptr;
-    }
-    return reinterpret_cast<EncodeTiled>(entry);
-}
-
-template <typename T, int kDims>
-bool encode_gemm_map(EncodeTiled encode, CUtensorMap* map, const void* matrix, const uint64_t (&sizes)[kDims],
-                     const uint64_t (&strides)[kDims - 1], const uint32_t (&box)[kDims]) {
-    const uint32_t steps[5] = {1, 1, 1, 1, 1};
-    const auto dtype =
-        std::is_same_v<T, __half> ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16 : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16;
-    return encode(map, dtype, kDims, const_cast<void*>(matrix), sizes, strides, box, steps,
-                  CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
-                  CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) == CUDA_SUCCESS;
-}
-
 template <typename T>
 bool encode_x_map(EncodeTiled encode, CUtensorMap* map, const msgl_gemm_params& p) {
-    return encode_gemm_map<T, 2>(encode, map, p.x, {p.k, p.rows}, {uint64_t{p.k} * 2}, {kGemmDepth, kGemmRows});
+    return encode_map<T, 2>(encode, map, p.x, {p.k, p.rows}, {uint64_t{p.k} * 2}, {kGemmDepth, kGemmRows});
 }
 
 // Row 8 t + 2 j + b of a group of 32, with t and j below 4 and b below 2, goes to row 8 j + 2 t + b: thread t of four
@@ -41,7 +16,7 @@ bool encode_x_map(EncodeTiled encode, CUtensorMap* map, const msgl_gemm_params& 
 template <typename T>
 bool encode_weight_map(EncodeTiled encode, CUtensorMap* map, const msgl_gemm_params& p) {
     const uint64_t row_bytes = uint64_t{p.k} * 2;
-    return encode_gemm_map<T, 5>(encode, map, p.weight, {p.k, 2, 4, 4, p.n / kGemmGroup},
+    return encode_map<T, 5>(encode, map, p.weight, {p.k, 2, 4, 4, p.n / kGemmGroup},
                                  {row_bytes, 8 * row_bytes, 2 * row_bytes, kGemmGroup * row_bytes},
                                  {kGemmDepth, 2, 4, 4, kGemmHalf / kGemmGroup});
 }

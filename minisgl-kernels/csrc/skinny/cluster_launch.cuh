@@ -1,34 +1,19 @@
 // Picks the instance of the cluster kernel for the number of tokens and launches it.
 #pragma once
-#include <type_traits>
-
 #include "launch.cuh"
 #include "skinny/cluster.cuh"
+#include "tensor_map.cuh"
 
 namespace msgl {
 
 // The most dynamic shared memory of a CTA on sm_90, of which every shape takes no more.
 constexpr uint32_t kClusterSharedMost = 227 * 1024;
 
-// Encodes the weights, to be copied in boxes of half a tile of rows by one chunk of k. A map is made anew for each
-// launch: that is a few hundred nanoseconds on the host, and nothing has to be kept.
+// Encodes the weights, to be copied in boxes of half a tile of rows by one chunk of k.
 template <typename T>
 bool encode_weight_map(CUtensorMap *map, const msgl_skinny_params &p) {
-  void *entry = nullptr;
-  cudaDriverEntryPointQueryResult found;
-  if (cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &entry, 12000, cudaEnableDefault, &found) !=
-          cudaSuccess ||
-      found != cudaDriverEntryPointSuccess) {
-    return false;
-  }
-  const uint64_t sizes[2] = {p.k, p.n}, strides[1] = {uint64_t{p.k} * 2};
-  const uint32_t box[2] = {kChunk, kHalfTile}, steps[2] = {1, 1};
-  const auto encode = reinterpret_cast<decltype(&cuTensorMapEncodeTiled)>(entry);
-  const bool is_f16 = std::is_same_v<T, __half>;
-  return encode(map, is_f16 ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16 : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 2,
-                const_cast<void *>(p.weight), sizes, strides, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE,
-                CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
-                CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) == CUDA_SUCCESS;
+  const EncodeTiled encode = encode_tiled();
+  return encode != nullptr && encode_map<T, 2>(encode, map, p.weight, {p.k, p.n}, {uint64_t{p.k} * 2}, {kChunk, kHalfTile});
 }
 
 template <typename T, int kTiles, int kRowTiles>
