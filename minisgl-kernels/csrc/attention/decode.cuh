@@ -65,18 +65,17 @@ struct DecodeStart {
 // step's positions, which are left for later; nothing writes the page table; the plan's kernel lets the next one start
 // only after its last write (plan.cu), and this one comes after it; and what earlier steps wrote was there before the
 // first kernel of this step started, which waits for them like any launch without the attribute.
-template <typename T, int kHeadDim>
-__global__ void __launch_bounds__(DecodeShape<kHeadDim>::kThreads, DecodeShape<kHeadDim>::kCtasPerSm)
-    decode_kernel(const __grid_constant__ msgl_attention_params params) {
-    using Shape = DecodeShape<kHeadDim>;
-    extern __shared__ __align__(128) char dynamic_shared[];
+template <typename T, int kHeadDim, bool kByBlocks>
+__device__ __forceinline__ void decode(const msgl_attention_params& params, const DecodeMaps& maps) {
+    using Shape = DecodeShape<kHeadDim, kByBlocks>;
+    extern __shared__ __align__(1024) char decode_shared[];
     __shared__ float2 stats[Shape::kWarps * Shape::kMergeRows];
     __shared__ uint64_t barriers[Shape::kWarps * Shape::kDepth];
     // A phase of each for every job: all warps have left their rows; the rows have been merged.
     __shared__ uint64_t left_barrier, merged_barrier;
     __shared__ uint32_t num_left;  // warps that have left rows, over all jobs so far
     __shared__ SharedJobs shared_jobs;
-    float* merge_rows = reinterpret_cast<float*>(dynamic_shared + Shape::kRingBytes);
+    float* merge_rows = reinterpret_cast<float*>(decode_shared + Shape::kRingBytes);
     // The same in all lanes, which the compiler shall know.
     const uint32_t warp = __shfl_sync(~0u, threadIdx.x / 32, 0), lane = threadIdx.x % 32;
     const float scale_log2 = params.scale * kLog2E;
@@ -113,11 +112,14 @@ __global__ void __launch_bounds__(DecodeShape<kHeadDim>::kThreads, DecodeShape<k
     uint4 queries[Shape::kHeads][Head::kKChunks];
     const auto load_queries = [&](const JobCursor& of) {
 #pragma unroll
-        for (int h = 0; h < Shape::kHeads; ++h) Head::load_queries(params, of, sizes, h, queries[h]);
+        for (int h = 0; h < Shape::kHeads; ++h) {
+            Head::template load_queries<typename Shape::Rows>(params, of, sizes, h, queries[h]);
+        }
     };
-    DecodeReader<T, kHeadDim> reader(params, view, sizes, cursor, warp,
-                                     shared_address(dynamic_shared) + warp * Shape::kDepth * Shape::kStageBytes,
-                                     shared_address(&barriers[warp * Shape::kDepth]));
+    DecodeReader<T, kHeadDim, kByBlocks> reader(
+        params, maps, view, sizes, cursor, warp,
+        shared_address(decode_shared) + warp * Shape::kDepth * Shape::kStageBytes,
+        shared_address(&barriers[warp * Shape::kDepth]));
     int ahead = 0;
     if (reads_early) {
 #pragma unroll 1
@@ -144,7 +146,8 @@ __global__ void __launch_bounds__(DecodeShape<kHeadDim>::kThreads, DecodeShape<k
         if (has_next) load_queries(next);
         for (uint32_t piece = first; piece < cursor.piece_end; piece += Shape::kWarps) {
             const uint32_t stage = reader.wait();
-            attend(heads, stage, Shape::kKStride, stage + Shape::kVOffset, Shape::kVStride, piece, scale_log2);
+            if constexpr (kByBlocks) reader.clear_unseen(stage, cursor, piece);
+            attend(heads, Shape::k_rows(stage), Shape::v_rows(stage), piece, scale_log2);
             reader.release();
         }
         // The buffer holds the rows of the job before until they are merged.
@@ -159,7 +162,7 @@ __global__ void __launch_bounds__(DecodeShape<kHeadDim>::kThreads, DecodeShape<k
 #if __CUDA_ARCH__ >= 900
         if (start.is_clustered) {
             finish_in_cluster<T, kHeadDim>(params, sizes, cursor, merge_rows, stats,
-                                           dynamic_shared + Shape::kSharedBytes);
+                                           decode_shared + Shape::kSharedBytes);
             return;
         }
 #endif
@@ -181,6 +184,16 @@ __global__ void __launch_bounds__(DecodeShape<kHeadDim>::kThreads, DecodeShape<k
         cursor = next;
     } while (has_next);
     finish_shared_jobs<T, kHeadDim>(params, view, sizes, shared_jobs);
+}
+
+template <typename T, int kHeadDim, bool kByBlocks>
+__global__ void __launch_bounds__(DecodeShape<kHeadDim>::kThreads, DecodeShape<kHeadDim>::kCtasPerSm)
+    decode_kernel(const __grid_constant__ msgl_attention_params params, const __grid_constant__ DecodeMaps maps) {
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+    decode<T, kHeadDim, kByBlocks>(params, maps);
+#else
+    if constexpr (!kByBlocks) decode<T, kHeadDim, false>(params, maps);
+#endif
 }
 
 }  // namespace msgl

@@ -7,8 +7,8 @@
 //      for two MMAs, and Q is read in the same order.
 //   V: the rows of O^T may be any elements, so thread g takes 8 neighbouring ones of rows 2t, 2t + 1, 2t + 8, 2t + 9;
 //      one byte permute pairs two rows. movmatrix turns P from the accumulator's layout into the operand's.
-// Rows are padded so that the eight threads of a phase meet no bank twice: a phase reads 4 chunks of 16 bytes of K from
-// 2 rows, and 2 chunks of V from every other of 8 rows.
+// Where the rows lie (PaddedRows, BlockRows) is such that the eight threads of a phase meet no bank twice: a phase reads 4
+// chunks of 16 bytes of K from 2 rows, and 2 chunks of V from every other of 8 rows.
 #pragma once
 #include "job.cuh"
 #include "ptx/shared.cuh"
@@ -20,6 +20,31 @@ __host__ __device__ constexpr uint32_t k_row_stride(uint32_t row_bytes) {
 }
 
 __host__ __device__ constexpr uint32_t v_row_stride(uint32_t row_bytes) { return row_bytes + 16; }
+
+// The rows of a piece one after the other, with padding behind each.
+struct PaddedRows {
+    uint32_t base, stride;
+
+    __device__ uint32_t at(uint32_t row, uint32_t byte) const { return base + row * stride + byte; }
+    // From the first element of another head on.
+    __device__ PaddedRows from(uint32_t byte) const { return {base + byte, stride}; }
+    // The 16 bytes of K that thread t of a quad takes: its c-th of a row.
+    __device__ static constexpr uint32_t k_chunk(uint32_t c, uint32_t t) { return 4 * c + t; }
+};
+
+// Blocks of 128 bytes of each of the 16 rows, as a swizzled copy leaves them: the 16-byte chunks of a block are permuted
+// by the row. Begins at a multiple of 1024 bytes.
+struct BlockRows {
+    static constexpr uint32_t kBlockBytes = kPieceTokens * 128;
+    uint32_t base;
+
+    __device__ uint32_t at(uint32_t row, uint32_t byte) const {
+        return base + byte / 128 * kBlockBytes + row * 128 + ((byte / 16 ^ row) & 7) * 16;
+    }
+    __device__ BlockRows from(uint32_t byte) const { return {base + byte / 128 * kBlockBytes}; }
+    // Every other one of a block: the row's lowest bit exchanges the even ones with the odd ones.
+    __device__ static constexpr uint32_t k_chunk(uint32_t c, uint32_t t) { return c / 2 * 8 + 2 * t + c % 2; }
+};
 
 // With g = lane / 4 and t = lane % 4 a thread holds columns (query rows) 2t and 2t + 1.
 template <typename T, int kHeadDim>
@@ -38,18 +63,20 @@ struct DecodeHead {
     int last_visible[2];
     int first_visible_position[2];
 
-    // `head` is counted from the job's first; one behind its last gets queries of zeros.
+    // In the order in which K lies in `Rows`. `head` is counted from the job's first; one behind its last gets queries of
+    // zeros.
+    template <typename Rows>
     __device__ static void load_queries(const msgl_attention_params& params, const JobCursor& cursor,
                                         const JobSizes& sizes, uint32_t head, uint4 (&queries)[kKChunks]) {
         const uint32_t lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
         const uint32_t row = cursor.first_row + g, rows = cursor.seq.q_len * sizes.group;
         const T* src = static_cast<const T*>(params.qkv) +
                        int64_t{cursor.seq.q_start + row / sizes.group} * params.qkv_stride +
-                       ((cursor.first_head + head) * sizes.group + row % sizes.group) * kHeadDim + 8 * t;
+                       ((cursor.first_head + head) * sizes.group + row % sizes.group) * kHeadDim;
 #pragma unroll
         for (int c = 0; c < kKChunks; ++c) {
             const bool is_query = row < rows && head < cursor.num_heads(sizes);
-            queries[c] = is_query ? *reinterpret_cast<const uint4*>(src + 32 * c) : uint4{};
+            queries[c] = is_query ? *reinterpret_cast<const uint4*>(src + 8 * Rows::k_chunk(c, t)) : uint4{};
         }
     }
 
@@ -91,13 +118,14 @@ struct DecodeHead {
     }
 
     // S^T of one piece, from rows of K in shared memory.
-    __device__ void scores(uint32_t k_rows, uint32_t k_stride, uint32_t piece, float scale_log2, float (&s)[4]) const {
+    template <typename Rows>
+    __device__ void scores(const Rows& k, uint32_t piece, float scale_log2, float (&s)[4]) const {
         const uint32_t lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
         float even[4] = {}, odd[4] = {};
 #pragma unroll
         for (int c = 0; c < kKChunks; ++c) {
-            const uint4 a = load_shared_16(k_rows + g * k_stride + (4 * c + t) * 16);
-            const uint4 b = load_shared_16(k_rows + (g + 8) * k_stride + (4 * c + t) * 16);
+            const uint4 a = load_shared_16(k.at(g, 16 * Rows::k_chunk(c, t)));
+            const uint4 b = load_shared_16(k.at(g + 8, 16 * Rows::k_chunk(c, t)));
             mma_m16n8k16<T>(even, a.x, b.x, a.y, b.y, q[c].x, q[c].y);
             mma_m16n8k16<T>(odd, a.z, b.z, a.w, b.w, q[c].z, q[c].w);
         }
@@ -140,7 +168,8 @@ struct DecodeHead {
     }
 
     // O^T += V^T P^T, from rows of V in shared memory.
-    __device__ void accumulate(uint32_t v_rows, uint32_t v_stride, const uint32_t (&p)[2]) {
+    template <typename Rows>
+    __device__ void accumulate(const Rows& v, const uint32_t (&p)[2]) {
         const uint32_t lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
         constexpr int kWords = kVec / 2;
 #pragma unroll
@@ -150,10 +179,10 @@ struct DecodeHead {
             for (int i = 0; i < 4; ++i) {
                 const uint32_t row = 2 * t + i % 2 + i / 2 * 8;
                 if constexpr (kWords == 4) {
-                    const uint4 x = load_shared_16(v_rows + row * v_stride + (8 * c + g) * 16);
+                    const uint4 x = load_shared_16(v.at(row, (8 * c + g) * 16));
                     rows[i][0] = x.x, rows[i][1] = x.y, rows[i][2] = x.z, rows[i][3] = x.w;
                 } else {
-                    const uint2 x = load_shared_8(v_rows + row * v_stride + (8 * c + g) * 8);
+                    const uint2 x = load_shared_8(v.at(row, (8 * c + g) * 8));
                     rows[i][0] = x.x, rows[i][1] = x.y;
                 }
             }
@@ -221,13 +250,13 @@ struct DecodeHead {
 
 // One piece of neighbouring heads, whose rows lie side by side in shared memory. Each step is done for all heads before
 // the next: one head alone is a chain of latencies.
-template <typename T, int kHeadDim, int kHeads>
-__device__ __forceinline__ void attend(DecodeHead<T, kHeadDim> (&heads)[kHeads], uint32_t k_rows, uint32_t k_stride,
-                                       uint32_t v_rows, uint32_t v_stride, uint32_t piece, float scale_log2) {
+template <typename T, int kHeadDim, int kHeads, typename Rows>
+__device__ __forceinline__ void attend(DecodeHead<T, kHeadDim> (&heads)[kHeads], const Rows& k, const Rows& v,
+                                       uint32_t piece, float scale_log2) {
     float s[kHeads][4], largest[kHeads][2];
 #pragma unroll
     for (int h = 0; h < kHeads; ++h) {
-        heads[h].scores(k_rows + h * kHeadDim * 2, k_stride, piece, scale_log2, s[h]);
+        heads[h].scores(k.from(h * kHeadDim * 2), piece, scale_log2, s[h]);
         largest[h][0] = fmaxf(s[h][0], s[h][2]);
         largest[h][1] = fmaxf(s[h][1], s[h][3]);
     }
@@ -252,7 +281,7 @@ __device__ __forceinline__ void attend(DecodeHead<T, kHeadDim> (&heads)[kHeads],
 #pragma unroll
     for (int h = 0; h < kHeads; ++h) heads[h].weights(s[h], p[h]);
 #pragma unroll
-    for (int h = 0; h < kHeads; ++h) heads[h].accumulate(v_rows + h * kHeadDim * 2, v_stride, p[h]);
+    for (int h = 0; h < kHeads; ++h) heads[h].accumulate(v.from(h * kHeadDim * 2), p[h]);
 }
 
 }  // namespace msgl

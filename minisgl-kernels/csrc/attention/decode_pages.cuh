@@ -101,7 +101,7 @@ __global__ void __launch_bounds__(32 * (max_page_heads(kHeadDim) + 1), 1)
             const bool has_head = warp < cursor.num_heads(sizes);
             if (has_head) {
                 uint4 queries[DecodeHead<T, kHeadDim>::kKChunks];
-                head.load_queries(params, cursor, sizes, warp, queries);
+                head.template load_queries<PaddedRows>(params, cursor, sizes, warp, queries);
                 head.start(queries, cursor, sizes);
             }
             for (uint32_t piece = cursor.piece; piece < cursor.piece_end; ++piece) {
@@ -110,7 +110,8 @@ __global__ void __launch_bounds__(32 * (max_page_heads(kHeadDim) + 1), 1)
                 if (has_head) {
                     const uint32_t rows = shared_address(dynamic_shared) + stage * shape.stage_bytes +
                                           warp * kHeadDim * 2;
-                    attend(heads, rows, shape.k_stride, rows + v_offset, shape.v_stride, piece, scale_log2);
+                    attend(heads, PaddedRows{rows, shape.k_stride}, PaddedRows{rows + v_offset, shape.v_stride}, piece,
+                           scale_log2);
                 }
                 mbarrier_arrive(shared_address(&empty[stage]));
                 advance();

@@ -270,7 +270,7 @@ __device__ __forceinline__ void decode_short(const msgl_attention_params& params
 #pragma unroll
         for (int i = 0; i < Head::kKChunks; ++i) {
             const bool is_query = g < num_rows && h < num_heads;
-            const uint32_t from = new_rows + (h * kJobRows + g) * Shape::kNewStride + (32 * i + 8 * t) * sizeof(T);
+            const uint32_t from = new_rows + (h * kJobRows + g) * Shape::kNewStride + 16 * Decode::Rows::k_chunk(i, t);
             heads[h].q[i] = is_query ? load_shared_16(from) : uint4{};
         }
     }
@@ -287,8 +287,7 @@ __device__ __forceinline__ void decode_short(const msgl_attention_params& params
         }
         uint32_t next_slot = 0;
         if (next < cursor.piece_end) next_slot = reader.look_up(next);
-        attend(heads, piece_rows, Decode::kKStride, piece_rows + Decode::kVOffset, Decode::kVStride, piece,
-               scale_log2);
+        attend(heads, Decode::k_rows(piece_rows), Decode::v_rows(piece_rows), piece, scale_log2);
         __syncwarp();
         if (next < cursor.piece_end) reader.copy(stage, next_slot);
         if (++stage == Shape::kDepth) {

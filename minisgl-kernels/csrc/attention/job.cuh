@@ -92,6 +92,13 @@ struct JobCursor {
     }
 };
 
+// The slot of a position of a sequence.
+__device__ inline uint32_t position_slot(const msgl_attention_params& params, const PlanSeq& seq, uint32_t position) {
+    const uint32_t page_shift = __ffs(params.page_size) - 1;
+    const uint32_t page = __ldg(params.page_table + size_t{seq.row} * params.max_pages + (position >> page_shift));
+    return limit_slot(params, (page << page_shift) | (position & (params.page_size - 1)));
+}
+
 // The slot of token lane % 16 of a piece. Rows before the window and after the end may lie in pages that were given
 // away, and 0 * NaN is NaN: in their place the nearest row that is seen is read once more.
 __device__ inline uint32_t piece_slot(const msgl_attention_params& params, const JobCursor& cursor,
@@ -100,9 +107,7 @@ __device__ inline uint32_t piece_slot(const msgl_attention_params& params, const
     const uint32_t position =
         min(max(piece * kPieceTokens + threadIdx.x % kPieceTokens, first_visible(seq.kv_len - seq.q_len, sizes.window)),
             seq.kv_len - 1);
-    const uint32_t page_shift = __ffs(params.page_size) - 1;
-    const uint32_t page = __ldg(params.page_table + size_t{seq.row} * params.max_pages + (position >> page_shift));
-    return limit_slot(params, (page << page_shift) | (position & (params.page_size - 1)));
+    return position_slot(params, seq, position);
 }
 
 // A CTA shares at most two jobs with others: the one that began before its range (slot 0), and the one that begins in

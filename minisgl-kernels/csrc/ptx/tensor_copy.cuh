@@ -26,4 +26,14 @@ __device__ __forceinline__ void tensor_copy(uint32_t dst, const CUtensorMap& map
         : "memory");
 }
 
+// Copies the box at (0, row, block), where a map has blocks of columns as its outermost dimension.
+__device__ __forceinline__ void block_copy(uint32_t dst, const CUtensorMap& map, uint32_t barrier, uint32_t row,
+                                           uint32_t block, uint64_t policy) {
+    asm volatile(
+        "cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], "
+        "[%1, {%5, %3, %4}], [%2], %6;" ::"r"(dst),
+        "l"(&map), "r"(barrier), "r"(row), "r"(block), "r"(0), "l"(policy)
+        : "memory");
+}
+
 }  // namespace msgl
