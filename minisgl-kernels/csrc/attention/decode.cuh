@@ -13,10 +13,10 @@ namespace msgl {
 
 // Merges the warps' rows of a job, in one warp. The result is the output, or where other CTAs have parts of the job a
 // partial one.
-template <typename T, int kHeadDim>
+template <typename T, int kHeadDim, bool kByBlocks>
 __device__ void merge_warps(const msgl_attention_params& params, const PlanView& view, const JobSizes& sizes,
                             const JobCursor& cursor, const float* rows, const float2* stats) {
-    using Shape = DecodeShape<kHeadDim>;
+    using Shape = DecodeShape<kHeadDim, kByBlocks>;
     constexpr uint32_t kParts = kHeadDim / 4;
     const uint32_t num_rows = cursor.num_rows(sizes);
     const bool is_whole = cursor.is_whole(sizes);
@@ -87,7 +87,7 @@ __device__ __forceinline__ void decode(const msgl_attention_params& params, cons
     const DecodeStart start(view, params.sizes);
 
 #if __CUDA_ARCH__ >= 900
-    if (start.is_clustered && blockIdx.x < start.active_ctas) cluster_arrive();
+    if (!kByBlocks && start.is_clustered && blockIdx.x < start.active_ctas) cluster_arrive();
     if (threadIdx.x < Shape::kWarps * Shape::kDepth) mbarrier_init(shared_address(&barriers[threadIdx.x]), 1);
     mbarrier_init_fence();
 #endif
@@ -160,10 +160,12 @@ __device__ __forceinline__ void decode(const msgl_attention_params& params, cons
             heads[h].store_partial(merge_rows + at * Shape::kMergeStride, Shape::kMergeStride, stats + at, kJobRows);
         }
 #if __CUDA_ARCH__ >= 900
-        if (start.is_clustered) {
-            finish_in_cluster<T, kHeadDim>(params, sizes, cursor, merge_rows, stats,
-                                           decode_shared + Shape::kSharedBytes);
-            return;
+        if constexpr (!kByBlocks) {
+            if (start.is_clustered) {
+                finish_in_cluster<T, kHeadDim>(params, sizes, cursor, merge_rows, stats,
+                                               decode_shared + Shape::kSharedBytes);
+                return;
+            }
         }
 #endif
         mbarrier_arrive(left);
@@ -172,7 +174,7 @@ __device__ __forceinline__ void decode(const msgl_attention_params& params, cons
         if (lane == 0) arrivals = atomicAdd(&num_left, 1u) + 1;
         if (__shfl_sync(~0u, arrivals, 0) == (job + 1) * Shape::kWarps) {
             mbarrier_wait(left, job & 1);
-            merge_warps<T, kHeadDim>(params, view, sizes, cursor, merge_rows, stats);
+            merge_warps<T, kHeadDim, kByBlocks>(params, view, sizes, cursor, merge_rows, stats);
             if (lane == 0 && !cursor.is_whole(sizes)) {
                 const uint32_t slot = shared_job_slot(cursor, sizes);
                 shared_jobs.has[slot] = true;
@@ -187,7 +189,8 @@ __device__ __forceinline__ void decode(const msgl_attention_params& params, cons
 }
 
 template <typename T, int kHeadDim, bool kByBlocks>
-__global__ void __launch_bounds__(DecodeShape<kHeadDim>::kThreads, DecodeShape<kHeadDim>::kCtasPerSm)
+__global__ void __launch_bounds__(DecodeShape<kHeadDim, kByBlocks>::kThreads,
+                                  DecodeShape<kHeadDim, kByBlocks>::kCtasPerSm)
     decode_kernel(const __grid_constant__ msgl_attention_params params, const __grid_constant__ DecodeMaps maps) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
     decode<T, kHeadDim, kByBlocks>(params, maps);

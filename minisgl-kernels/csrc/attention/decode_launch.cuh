@@ -16,7 +16,7 @@ cudaError_t allow_decode_shared(void (*kernel)(Params...), uint32_t bytes) {
 template <typename... Params>
 int launch_decode(void (*kernel)(Params...), uint32_t threads, uint32_t alone_bytes, uint32_t cluster_bytes,
                   const msgl_attention_sizes& sizes, cudaStream_t stream, const Params&... params) {
-    const uint32_t shared_bytes = alone_bytes + (sizes.cluster_ctas != 0 ? cluster_bytes : 0);
+    const uint32_t shared_bytes = alone_bytes + (sizes.cluster_ctas > 1 ? cluster_bytes : 0);
     const cudaError_t status = allow_decode_shared(kernel, shared_bytes);
     if (status != cudaSuccess) return status;
     if (sizes.cluster_ctas > 1) {
@@ -77,7 +77,8 @@ template <typename T, int kHeadDim>
 int launch_decode_head(const msgl_attention_params& params, cudaStream_t stream) {
     DecodeMaps maps = {};
     if constexpr (has_block_rows(kHeadDim)) {
-        if (params.page_size >= kMinBlockPage && has_decode_by_blocks<T, kHeadDim>()) {
+        // Clusters have short jobs, and would leave no room for a second CTA.
+        if (params.page_size >= kMinBlockPage && params.sizes.cluster_ctas <= 1 && has_decode_by_blocks<T, kHeadDim>()) {
             const EncodeTiled encode = encode_tiled();
             if (encode == nullptr || !encode_decode_map<T, kHeadDim>(encode, &maps.k, params, params.k) ||
                 !encode_decode_map<T, kHeadDim>(encode, &maps.v, params, params.v)) {

@@ -23,6 +23,22 @@ struct DecodeMaps {
     CUtensorMap k, v;
 };
 
+// Copies a piece row by row: `bytes` of K and of V for each of its 16 slots, where `slot` is that of row lane % 16 and `k`
+// and `v` begin at slot 0 with the first head. All lanes of the warp call it.
+template <typename Shape, typename T>
+__device__ __forceinline__ void copy_piece_rows(uint32_t stage, uint32_t barrier, const T* k, const T* v,
+                                                uint32_t slot_elements, uint32_t slot, uint32_t bytes) {
+    if (elect_one()) mbarrier_arrive_expect(barrier, 2 * kPieceTokens * bytes);
+#pragma unroll 4
+    for (uint32_t row = 0; row < kPieceTokens; ++row) {
+        const size_t from = size_t{__shfl_sync(~0u, slot, row)} * slot_elements;
+        if (elect_one()) {
+            bulk_copy(stage + row * Shape::kKStride, k + from, bytes, barrier, kEvictFirst);
+            bulk_copy(stage + Shape::kVOffset + row * Shape::kVStride, v + from, bytes, barrier, kEvictFirst);
+        }
+    }
+}
+
 // Copies K and V of the warp's pieces, running ahead of the arithmetic.
 template <typename T, int kHeadDim, bool kByBlocks>
 struct DecodeReader {
@@ -140,17 +156,8 @@ struct DecodeReader {
         const uint32_t stage = ring + write_stage * Shape::kStageBytes;
         const uint32_t bytes = cursor.num_heads(sizes) * Shape::kHeadBytes;
 #if __CUDA_ARCH__ >= 900
-        const uint32_t barrier = barriers + write_stage * 8;
-        if (elect_one()) mbarrier_arrive_expect(barrier, 2 * kPieceTokens * bytes);
-#pragma unroll 4
-        for (uint32_t row = 0; row < kPieceTokens; ++row) {
-            const uint32_t row_slot = __shfl_sync(~0u, slot, row);
-            if (elect_one()) {
-                bulk_copy(stage + row * Shape::kKStride, source(params.k, row_slot), bytes, barrier, kEvictFirst);
-                bulk_copy(stage + Shape::kVOffset + row * Shape::kVStride, source(params.v, row_slot), bytes, barrier,
-                          kEvictFirst);
-            }
-        }
+        copy_piece_rows<Shape>(stage, barriers + write_stage * 8, source(params.k, 0), source(params.v, 0),
+                               sizes.num_kv_heads * kHeadDim, slot, bytes);
 #else
         constexpr uint32_t kChunks = Shape::kRowBytes / 16;
         const uint32_t lane = threadIdx.x % 32;

@@ -11,11 +11,7 @@
 // started, which waits for them like any launch without the attribute. The slot of the new position is copied too,
 // whatever it holds, and its copy is replaced.
 #pragma once
-#include "decode_head.cuh"
-#include "decode_shape.cuh"
-#include "ptx/bulk.cuh"
-#include "ptx/cp_async.cuh"
-#include "ptx/elect.cuh"
+#include "decode_reader.cuh"
 #include "ptx/grid.cuh"
 #include "rope_row.cuh"
 #include "short_exchange.cuh"
@@ -58,19 +54,10 @@ struct ShortReader {
     }
 
     __device__ void copy(int stage, uint32_t slot) const {
-        const uint32_t to = stage_address(stage), barrier = barriers + stage * 8;
-        const T* k = static_cast<const T*>(params.k) + cursor.first_head * kHeadDim;
-        const T* v = static_cast<const T*>(params.v) + cursor.first_head * kHeadDim;
-        const uint32_t slot_elements = sizes.num_kv_heads * kHeadDim;
-        if (elect_one()) mbarrier_arrive_expect(barrier, 2 * kPieceTokens * bytes);
-#pragma unroll 4
-        for (uint32_t row = 0; row < kPieceTokens; ++row) {
-            const size_t from = size_t{__shfl_sync(~0u, slot, row)} * slot_elements;
-            if (elect_one()) {
-                bulk_copy(to + row * Decode::kKStride, k + from, bytes, barrier, kEvictFirst);
-                bulk_copy(to + Decode::kVOffset + row * Decode::kVStride, v + from, bytes, barrier, kEvictFirst);
-            }
-        }
+        copy_piece_rows<Decode>(stage_address(stage), barriers + stage * 8,
+                                static_cast<const T*>(params.k) + cursor.first_head * kHeadDim,
+                                static_cast<const T*>(params.v) + cursor.first_head * kHeadDim,
+                                sizes.num_kv_heads * kHeadDim, slot, bytes);
     }
 
     __device__ uint32_t stage_address(int stage) const { return ring + stage * Decode::kStageBytes; }
