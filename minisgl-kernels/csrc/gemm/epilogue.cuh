@@ -2,18 +2,14 @@
 //
 // A finished tile is rounded to the dtype and held in registers while the next one is multiplied, and stored a chunk at
 // a time under it. Of each group of 32 columns a thread has column tiles 0 to 3 of its rows g and g + 8, and the order of
-// the weight's rows in shared memory is such that these are 8 neighbours of the output: 16 bytes, stored as they are.
+// the weight's rows in shared memory is such that these are 8 neighbours of the output: 16 bytes, stored as they are; of a
+// group of 16 it has half of that.
 #pragma once
 #include "common.cuh"
 #include "ptx/mma.cuh"
 #include "shape.cuh"
 
 namespace msgl {
-
-constexpr int kGemmTiles = kGemmCols / 8;
-// Chunks of a thread's results: a row of one group of columns, or of two where there are no gates.
-constexpr int kGemmChunks = 2 * (kGemmHalf / kGemmGroup);
-constexpr uint32_t kGemmMinK = kGemmChunks * kGemmDepth - (kGemmDepth - 1);
 
 enum class GemmEpilogue { kNone, kSilu, kGelu, kGeluTanh };
 
@@ -49,33 +45,38 @@ __device__ __forceinline__ uint32_t opaque(uint32_t word) {
 }
 
 // Where a thread's results go: from `first` on there are so many rows and columns.
-template <typename T>
+template <typename T, typename Tile>
 struct GemmTarget {
     T* first = nullptr;
     int rows = 0, cols = 0;
 
-    __device__ bool has(int h, int group) const { return h * 8 < rows && group * int(kGemmGroup) < cols; }
-    __device__ uint4* at(int h, int group, uint32_t stride) const {
-        return reinterpret_cast<uint4*>(first + uint64_t{stride} * (h * 8) + group * kGemmGroup);
+    __device__ bool has(int h, int group) const { return h * 8 < rows && group * int(Tile::kGroup) < cols; }
+    __device__ void store(int h, int group, uint32_t stride, const uint32_t (&pairs)[Tile::kPairs]) const {
+        T* at = first + uint64_t{stride} * (h * 8) + group * Tile::kGroup;
+        if constexpr (Tile::kPairs == 4) {
+            *reinterpret_cast<uint4*>(at) = make_uint4(pairs[0], pairs[1], pairs[2], pairs[3]);
+        } else {
+            *reinterpret_cast<uint2*>(at) = make_uint2(pairs[0], pairs[1]);
+        }
     }
 };
 
 // A finished tile.
-template <typename T, GemmEpilogue kEpilogue>
+template <typename T, typename Tile, GemmEpilogue kEpilogue>
 struct GemmHeld {
     static constexpr bool kIsGated = kEpilogue != GemmEpilogue::kNone;
     // Groups of a chunk: the second is half a tile further.
-    static constexpr int kGroups = kIsGated ? 1 : 2, kNextGroup = kGemmHalf / kGemmGroup;
+    static constexpr int kGroups = kIsGated ? 1 : 2, kNextGroup = Tile::kHalf / Tile::kGroup;
 
     const uint32_t stride;  // elements of a row of the output
-    GemmTarget<T> target;
-    uint32_t words[kGemmTiles][2] = {};
+    GemmTarget<T, Tile> target;
+    uint32_t words[Tile::kTiles][2] = {};
 
     __device__ explicit GemmHeld(uint32_t stride) : stride(stride) {}
 
-    __device__ __forceinline__ void take(const float (&d)[kGemmTiles][4], const GemmTarget<T>& to) {
+    __device__ __forceinline__ void take(const float (&d)[Tile::kTiles][4], const GemmTarget<T, Tile>& to) {
 #pragma unroll
-        for (int n = 0; n < kGemmTiles; ++n) {
+        for (int n = 0; n < Tile::kTiles; ++n) {
 #pragma unroll
             for (int h = 0; h < 2; ++h) words[n][h] = pack_pair<T>(d[n][2 * h], d[n][2 * h + 1]);
         }
@@ -88,20 +89,20 @@ struct GemmHeld {
 #pragma unroll
         for (int i = 0; i < kGroups; ++i) {
             const int group = c / 2 + i * kNextGroup;
-            uint32_t out[4];
+            uint32_t out[Tile::kPairs];
 #pragma unroll
-            for (int j = 0; j < 4; ++j) {
-                const uint32_t word = opaque(words[4 * group + j][h]);
+            for (int j = 0; j < Tile::kPairs; ++j) {
+                const uint32_t word = opaque(words[Tile::kPairs * group + j][h]);
                 if constexpr (kIsGated) {
                     const float2 gate = unpack_pair<T>(word);
-                    const float2 up = unpack_pair<T>(opaque(words[kGemmTiles / 2 + 4 * group + j][h]));
+                    const float2 up = unpack_pair<T>(opaque(words[Tile::kTiles / 2 + Tile::kPairs * group + j][h]));
                     out[j] = pack_pair<T>(activate_approx<kEpilogue>(gate.x) * up.x,
                                           activate_approx<kEpilogue>(gate.y) * up.y);
                 } else {
                     out[j] = word;
                 }
             }
-            if (target.has(h, group)) *target.at(h, group, stride) = make_uint4(out[0], out[1], out[2], out[3]);
+            if (target.has(h, group)) target.store(h, group, stride, out);
         }
     }
 };

@@ -15,9 +15,9 @@ extern "C" int msgl_gemm_is_supported(const msgl_gemm_params *params, uint32_t s
   const msgl_gemm_params &p = *params;
   if (sm != 90 || p.rows == 0 || p.n == 0) return 0;
   // Rows of whole 16 bytes for the copy engine; and a tile is stored under the first stages of the next one.
-  if (p.k % 8 != 0 || p.k < kGemmMinK) return 0;
+  if (p.k % 8 != 0 || p.k < GemmWide::kMinK) return 0;
   // Whole groups of output columns.
-  if (p.n % (p.is_gated != 0 ? 2 * kGemmGroup : kGemmGroup) != 0) return 0;
+  if (p.n % (p.is_gated != 0 ? 2 * GemmWide::kGroup : GemmWide::kGroup) != 0) return 0;
   switch (p.dtype) {
     case MSGL_BF16: return has_gemm_bf16();
     case MSGL_F16: return has_gemm_f16();

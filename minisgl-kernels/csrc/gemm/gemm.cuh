@@ -1,7 +1,7 @@
 // Products of many tokens on Hopper, with the gated activation in the same pass.
 //
-// Bound by the tensor cores. A CTA stays on its SM and takes every so many-th tile: 128 rows by 256 rows of the weight,
-// which with gates are 128 of them and their 128 ups, so that a thread has both of a pair. One warp fetches; two
+// Bound by the tensor cores. A CTA stays on its SM and takes every so many-th tile: 128 rows by 256 or 224 rows of the
+// weight, which with gates are half gates and half their ups, so that a thread has both of a pair. One warp fetches; two
 // warpgroups compute 64 rows each, and store a tile under the products of the next one (epilogue.cuh). Two CTAs, a
 // cluster, work on the same rows of the weight and each fetches half of them for both.
 //
@@ -20,41 +20,43 @@ struct GemmMaps {
     CUtensorMap x, weight;
 };
 
+template <typename Tile>
 __device__ __forceinline__ void fetch_gemm(const msgl_gemm_params& p, const GemmMaps& maps, const GemmTiles& tiles,
-                                           const GemmShared& shared, uint32_t rank) {
+                                           const GemmShared<Tile>& shared, uint32_t rank) {
     constexpr uint16_t kAll = (1u << kGemmCluster) - 1;
-    GemmCursor at;
+    GemmCursor<Tile> at;
     for (uint32_t idx = blockIdx.x / kGemmCluster; idx < tiles.count(); idx += gridDim.x / kGemmCluster) {
         uint32_t row_tile, col_tile;
         tiles.at(idx, row_tile, col_tile);
         const uint32_t row = (row_tile * kGemmCluster + rank) * kGemmRows;
         // This CTA's half.
-        const uint32_t weight_row = p.is_gated != 0 ? rank * (p.n / 2) + col_tile * kGemmHalf
-                                                    : col_tile * kGemmCols + rank * kGemmHalf;
+        const uint32_t weight_row = p.is_gated != 0 ? rank * (p.n / 2) + col_tile * Tile::kHalf
+                                                    : col_tile * Tile::kCols + rank * Tile::kHalf;
         for (uint32_t k = 0; k < p.k; k += kGemmDepth, ++at.count) {
             const uint32_t stage = at.stage(), full = shared.full(stage);
             mbarrier_wait(shared.empty(stage), at.parity() ^ 1);
-            mbarrier_arrive_expect(full, kGemmStageBytes);
+            mbarrier_arrive_expect(full, Tile::kStageBytes);
             matrix_copy(shared.x(stage), maps.x, full, k, row);
-            tensor_multicast(shared.weight(stage) + rank * kGemmHalfBytes, maps.weight, full, kAll, k,
-                             weight_row / kGemmGroup);
+            tensor_multicast(shared.weight(stage) + rank * Tile::kHalfBytes, maps.weight, full, kAll, k,
+                             weight_row / Tile::kGroup);
         }
     }
     // The other CTA arrives at this one's barriers until it has read the last stages: stay until then.
-    for (uint32_t i = 0; i < kGemmStages; ++i, ++at.count) mbarrier_wait(shared.empty(at.stage()), at.parity() ^ 1);
+    for (uint32_t i = 0; i < Tile::kStages; ++i, ++at.count) mbarrier_wait(shared.empty(at.stage()), at.parity() ^ 1);
 }
 
-template <typename T, GemmEpilogue kEpilogue>
+template <typename T, typename Tile, GemmEpilogue kEpilogue>
 struct GemmConsumer {
-    using Held = GemmHeld<T, kEpilogue>;
+    using Held = GemmHeld<T, Tile, kEpilogue>;
+    using Cursor = GemmCursor<Tile>;
 
     const msgl_gemm_params& p;
     const GemmTiles& tiles;
-    const GemmShared shared;
+    const GemmShared<Tile> shared;
     const uint32_t rank, warpgroup;
 
-    GemmCursor at;
-    float d[kGemmTiles][4];
+    Cursor at;
+    float d[Tile::kTiles][4];
 
     // One arrival of each warp at each CTA.
     __device__ __forceinline__ void release(uint32_t stage) {
@@ -72,24 +74,24 @@ struct GemmConsumer {
         wgmma_fence();
 #pragma unroll
         for (int i = 0; i < int(kGemmDepth / 16); ++i) {
-            Wgmma<T, kGemmTiles>::shared_a(d, GemmMatrix::columns(x, i), GemmMatrix::columns(weight, i),
+            Wgmma<T, Tile::kTiles>::shared_a(d, GemmMatrix::columns(x, i), GemmMatrix::columns(weight, i),
                                            !is_first || i != 0);
         }
         wgmma_commit();
         if (!is_first) {
             wgmma_wait<1>();
-            release(GemmCursor{at.count - 1}.stage());
+            release(Cursor{at.count - 1}.stage());
         }
         ++at.count;
     }
 
-    __device__ __forceinline__ GemmTarget<T> target(uint32_t idx) const {
+    __device__ __forceinline__ GemmTarget<T, Tile> target(uint32_t idx) const {
         uint32_t row_tile, col_tile;
         tiles.at(idx, row_tile, col_tile);
         const uint32_t lane = threadIdx.x % 32;
         const uint32_t row = (row_tile * kGemmCluster + rank) * kGemmRows + threadIdx.x / 32 % 4 * 16 +
                              warpgroup * 64 + lane / 4;
-        const uint32_t col = col_tile * (Held::kIsGated ? kGemmHalf : kGemmCols) + lane % 4 * 8;
+        const uint32_t col = col_tile * (Held::kIsGated ? Tile::kHalf : Tile::kCols) + lane % 4 * (2 * Tile::kPairs);
         const uint32_t cols = Held::kIsGated ? p.n / 2 : p.n;
         return {static_cast<T*>(p.out) + uint64_t{row} * cols + col, int(p.rows) - int(row), int(cols) - int(col)};
     }
@@ -100,29 +102,29 @@ struct GemmConsumer {
         for (uint32_t idx = blockIdx.x / kGemmCluster; idx < tiles.count(); idx += gridDim.x / kGemmCluster) {
             fence_registers(d);
 #pragma unroll
-            for (int c = 0; c < kGemmChunks; ++c) {
+            for (int c = 0; c < Tile::kChunks; ++c) {
                 step(c == 0);
                 held.store(c);
             }
-            for (uint32_t i = kGemmChunks; i < steps; ++i) step(false);
-            const GemmTarget<T> done = target(idx);
+            for (uint32_t i = Tile::kChunks; i < steps; ++i) step(false);
+            const GemmTarget<T, Tile> done = target(idx);
             wgmma_wait<0>();
             fence_registers(d);
-            release(GemmCursor{at.count - 1}.stage());
+            release(Cursor{at.count - 1}.stage());
             held.take(d, done);
         }
 #pragma unroll
-        for (int c = 0; c < kGemmChunks; ++c) held.store(c);
+        for (int c = 0; c < Tile::kChunks; ++c) held.store(c);
     }
 };
 
-template <typename T, GemmEpilogue kEpilogue>
+template <typename T, typename Tile, GemmEpilogue kEpilogue>
 __global__ void __launch_bounds__(kGemmThreads, 1)
     gemm_kernel(const __grid_constant__ msgl_gemm_params p, const __grid_constant__ GemmMaps maps,
                 const __grid_constant__ GemmTiles tiles) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
     extern __shared__ __align__(1024) char gemm_shared[];
-    const GemmShared shared{shared_address(gemm_shared)};
+    const GemmShared<Tile> shared{shared_address(gemm_shared)};
     const uint32_t rank = cluster_rank();
     if (threadIdx.x == 0) shared.init();
     __syncwarp();
@@ -135,7 +137,7 @@ __global__ void __launch_bounds__(kGemmThreads, 1)
         if (threadIdx.x < 32 && elect_one()) fetch_gemm(p, maps, tiles, shared, rank);
     } else {
         claim_registers<kGemmConsumerRegisters>();
-        GemmConsumer<T, kEpilogue>{p, tiles, shared, rank, threadIdx.x / 128 - 1}.run();
+        GemmConsumer<T, Tile, kEpilogue>{p, tiles, shared, rank, threadIdx.x / 128 - 1}.run();
     }
 #endif
 }

@@ -103,11 +103,12 @@ struct Wgmma;
 #define MSGL_NAMES_48 MSGL_NAMES_32 ",%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47"
 #define MSGL_NAMES_64                                                                                              \
     MSGL_NAMES_48 ",%48,%49,%50,%51,%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63"
-#define MSGL_NAMES_128                                                                                             \
+#define MSGL_NAMES_112                                                                                             \
     MSGL_NAMES_64                                                                                                  \
     ",%64,%65,%66,%67,%68,%69,%70,%71,%72,%73,%74,%75,%76,%77,%78,%79,%80,%81,%82,%83,%84,%85,%86,%87,%88,%89,"    \
-    "%90,%91,%92,%93,%94,%95,%96,%97,%98,%99,%100,%101,%102,%103,%104,%105,%106,%107,%108,%109,%110,%111,%112,"    \
-    "%113,%114,%115,%116,%117,%118,%119,%120,%121,%122,%123,%124,%125,%126,%127"
+    "%90,%91,%92,%93,%94,%95,%96,%97,%98,%99,%100,%101,%102,%103,%104,%105,%106,%107,%108,%109,%110,%111"
+#define MSGL_NAMES_128                                                                                             \
+    MSGL_NAMES_112 ",%112,%113,%114,%115,%116,%117,%118,%119,%120,%121,%122,%123,%124,%125,%126,%127"
 
 // The operands after the accumulators are numbered by hand: r0.. are those behind the last of them.
 #define MSGL_WGMMA_SHARED(ptx_type, columns, tiles, names, r0, r1, r2, ...)                                        \
@@ -147,8 +148,8 @@ struct Wgmma;
 MSGL_WGMMA_SIZES(__nv_bfloat16, "bf16")
 MSGL_WGMMA_SIZES(__half, "f16")
 
-// Few columns: A and B as rows along k.
-#define MSGL_WGMMA_FEW(type, ptx_type, columns, tiles, names, outputs, r0, r1, r2)                                 \
+// Other numbers of columns: A and B as rows along k.
+#define MSGL_WGMMA_ALONG_K(type, ptx_type, columns, tiles, names, outputs, r0, r1, r2)                                 \
     template <>                                                                                                    \
     struct Wgmma<type, tiles> {                                                                                    \
         MSGL_WGMMA_SHARED(ptx_type, columns, tiles, names, r0, r1, r2, outputs)                                    \
@@ -159,17 +160,19 @@ MSGL_WGMMA_SIZES(__half, "f16")
 #define MSGL_NAMES_12 MSGL_NAMES_8 ",%8,%9,%10,%11"
 #define MSGL_NAMES_16 MSGL_NAMES_12 ",%12,%13,%14,%15"
 #define MSGL_NAMES_24 MSGL_NAMES_16 ",%16,%17,%18,%19,%20,%21,%22,%23"
-#define MSGL_WGMMA_FEW_SIZES(type, ptx_type)                                                                       \
-    MSGL_WGMMA_FEW(type, ptx_type, "8", 1, MSGL_NAMES_4, MSGL_TILE(0), "4", "5", "6")                              \
-    MSGL_WGMMA_FEW(type, ptx_type, "16", 2, MSGL_NAMES_8, MSGL_TILE(0) COMMA MSGL_TILE(1), "8", "9", "10")         \
-    MSGL_WGMMA_FEW(type, ptx_type, "24", 3, MSGL_NAMES_12, MSGL_TILE(0) COMMA MSGL_TILE(1) COMMA MSGL_TILE(2),     \
+#define MSGL_WGMMA_ALONG_K_SIZES(type, ptx_type)                                                                       \
+    MSGL_WGMMA_ALONG_K(type, ptx_type, "8", 1, MSGL_NAMES_4, MSGL_TILE(0), "4", "5", "6")                              \
+    MSGL_WGMMA_ALONG_K(type, ptx_type, "16", 2, MSGL_NAMES_8, MSGL_TILE(0) COMMA MSGL_TILE(1), "8", "9", "10")         \
+    MSGL_WGMMA_ALONG_K(type, ptx_type, "24", 3, MSGL_NAMES_12, MSGL_TILE(0) COMMA MSGL_TILE(1) COMMA MSGL_TILE(2),     \
                    "12", "13", "14")                                                                               \
-    MSGL_WGMMA_FEW(type, ptx_type, "32", 4, MSGL_NAMES_16, MSGL_TILES_4(0), "16", "17", "18")                      \
-    MSGL_WGMMA_FEW(type, ptx_type, "48", 6, MSGL_NAMES_24, MSGL_TILES_4(0) COMMA MSGL_TILE(4) COMMA MSGL_TILE(5),  \
-                   "24", "25", "26")
+    MSGL_WGMMA_ALONG_K(type, ptx_type, "32", 4, MSGL_NAMES_16, MSGL_TILES_4(0), "16", "17", "18")                      \
+    MSGL_WGMMA_ALONG_K(type, ptx_type, "48", 6, MSGL_NAMES_24, MSGL_TILES_4(0) COMMA MSGL_TILE(4) COMMA MSGL_TILE(5),  \
+                   "24", "25", "26")                                                                               \
+    MSGL_WGMMA_ALONG_K(type, ptx_type, "224", 28, MSGL_NAMES_112,                                                  \
+                       MSGL_TILES_16(0) COMMA MSGL_TILES_8(16) COMMA MSGL_TILES_4(24), "112", "113", "114")
 
-MSGL_WGMMA_FEW_SIZES(__nv_bfloat16, "bf16")
-MSGL_WGMMA_FEW_SIZES(__half, "f16")
+MSGL_WGMMA_ALONG_K_SIZES(__nv_bfloat16, "bf16")
+MSGL_WGMMA_ALONG_K_SIZES(__half, "f16")
 #undef COMMA
 
 }  // namespace msgl

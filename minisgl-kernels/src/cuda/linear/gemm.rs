@@ -8,9 +8,15 @@ use crate::{Activation, Result};
 
 /// Fewest tokens that it gets: steps with fewer are recorded ones, for which cuBLASLt's algorithms are measured.
 const MIN_ROWS: usize = 512;
-/// Rows of the output, and of the weight, that two multiprocessors compute together.
+/// The same with gates, where cuBLASLt needs a pass of its own over them, and where there is more than one round of tiles.
+const MIN_GATED_ROWS: usize = 193;
+/// Rows of the output that two multiprocessors compute together.
 const TILE_ROWS: usize = 256;
+/// Rows of the weight in a tile; the narrow one from so many columns of `x` on, and where it saves more than this share.
 const TILE_COLS: usize = 256;
+const NARROW_TILE_COLS: usize = 224;
+const NARROW_MIN_K: usize = 833;
+const NARROW_GAIN: f64 = 33.0 / 32.0;
 /// What its own speed must be at least of cuBLASLt's, by the share of its tiles that are work: docs/kernels/gemm.md.
 const MIN_SHARE: f64 = 0.93;
 const MIN_GATED_SHARE: f64 = 0.9;
@@ -72,16 +78,19 @@ impl Gemm {
 fn pays(shape: Shape, is_gated: bool, num_sms: usize) -> bool {
     let Shape { rows, n, k, .. } = shape;
     let at_once = (num_sms / 2).max(1);
-    let rounds = (rows.div_ceil(TILE_ROWS) * n.div_ceil(TILE_COLS)).div_ceil(at_once);
-    let work = (rows * n) as f64 / (TILE_ROWS * TILE_COLS) as f64;
-    let share = work / (rounds * at_once) as f64;
+    let rounds = |cols: usize| (rows.div_ceil(TILE_ROWS) * n.div_ceil(cols)).div_ceil(at_once);
+    let columns = |cols: usize| (rounds(cols) * cols) as f64;
+    let is_narrow = k >= NARROW_MIN_K && NARROW_GAIN * columns(NARROW_TILE_COLS) < columns(TILE_COLS);
+    let cols = if is_narrow { NARROW_TILE_COLS } else { TILE_COLS };
+    let share = (rows * n) as f64 / (TILE_ROWS as f64 * columns(cols) * at_once as f64);
     // A single round has nothing to store its tiles under but the start of the next kernel.
-    rows >= MIN_ROWS
-        && if is_gated {
-            share * (1.0 + ACTIVATION_COST / k as f64) >= MIN_GATED_SHARE
-        } else {
-            share >= MIN_SHARE && rounds > 1
-        }
+    let has_rounds = rounds(cols) > 1;
+    if is_gated {
+        let min_rows = if has_rounds { MIN_GATED_ROWS } else { MIN_ROWS };
+        rows >= min_rows && share * (1.0 + ACTIVATION_COST / k as f64) >= MIN_GATED_SHARE
+    } else {
+        rows >= MIN_ROWS && share >= MIN_SHARE && has_rounds
+    }
 }
 
 #[cfg(test)]
@@ -103,7 +112,17 @@ mod tests {
         for rows in [1024, 1536, 2048, 3000, 4096, 8192] {
             assert!(gated(rows, 16384, 2048) && gated(rows, 28672, 4096), "{rows}");
         }
-        assert!(!gated(256, 6144, 1024) && !gated(640, 6144, 1024) && !gated(1300, 6144, 1024));
+        // Two rounds of narrow tiles.
+        for rows in [224, 240, 256, 512] {
+            assert!(gated(rows, 28672, 4096), "{rows}");
+        }
+        assert!(!gated(192, 28672, 4096) && !gated(208, 28672, 4096) && !gated(300, 28672, 4096));
+        assert!(
+            !gated(256, 16384, 2048)
+                && !gated(256, 6144, 1024)
+                && !gated(640, 6144, 1024)
+                && !gated(1300, 6144, 1024)
+        );
         assert!(!gated(640, 28672, 4096) && !gated(1300, 28672, 4096));
         let plain = |rows, n, k| pays_on_h200(rows, n, k, false);
         assert!(plain(4096, 4096, 1024) && plain(8192, 3072, 2048) && plain(8192, 6144, 4096));
