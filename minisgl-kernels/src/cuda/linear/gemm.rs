@@ -8,7 +8,7 @@ use crate::{Activation, Result};
 
 /// Fewest tokens that it gets: steps with fewer are recorded ones, for which cuBLASLt's algorithms are measured.
 const MIN_ROWS: usize = 512;
-/// The same with gates, where cuBLASLt needs a pass of its own over them, and where there is more than one round of tiles.
+/// The same with gates, where cuBLASLt needs a pass of its own over them.
 const MIN_GATED_ROWS: usize = 193;
 /// Rows of the output that two multiprocessors compute together.
 const TILE_ROWS: usize = 256;
@@ -83,13 +83,11 @@ fn pays(shape: Shape, is_gated: bool, num_sms: usize) -> bool {
     let is_narrow = k >= NARROW_MIN_K && NARROW_GAIN * columns(NARROW_TILE_COLS) < columns(TILE_COLS);
     let cols = if is_narrow { NARROW_TILE_COLS } else { TILE_COLS };
     let share = (rows * n) as f64 / (TILE_ROWS as f64 * columns(cols) * at_once as f64);
-    // A single round has nothing to store its tiles under but the start of the next kernel.
-    let has_rounds = rounds(cols) > 1;
     if is_gated {
-        let min_rows = if has_rounds { MIN_GATED_ROWS } else { MIN_ROWS };
-        rows >= min_rows && share * (1.0 + ACTIVATION_COST / k as f64) >= MIN_GATED_SHARE
+        rows >= MIN_GATED_ROWS && share * (1.0 + ACTIVATION_COST / k as f64) >= MIN_GATED_SHARE
     } else {
-        rows >= MIN_ROWS && share >= MIN_SHARE && has_rounds
+        // A single round has nothing to store its tiles under but the start of the next kernel.
+        rows >= MIN_ROWS && share >= MIN_SHARE && rounds(cols) > 1
     }
 }
 
@@ -112,17 +110,16 @@ mod tests {
         for rows in [1024, 1536, 2048, 3000, 4096, 8192] {
             assert!(gated(rows, 16384, 2048) && gated(rows, 28672, 4096), "{rows}");
         }
-        // Two rounds of narrow tiles.
+        // Two rounds of narrow tiles, and one of wide ones.
         for rows in [224, 240, 256, 512] {
-            assert!(gated(rows, 28672, 4096), "{rows}");
+            assert!(gated(rows, 28672, 4096) && gated(rows, 16384, 2048), "{rows}");
         }
-        assert!(!gated(192, 28672, 4096) && !gated(208, 28672, 4096) && !gated(300, 28672, 4096));
-        assert!(
-            !gated(256, 16384, 2048)
-                && !gated(256, 6144, 1024)
-                && !gated(640, 6144, 1024)
-                && !gated(1300, 6144, 1024)
-        );
+        for rows in [128, 192, 208, 300] {
+            assert!(!gated(rows, 28672, 4096) && !gated(rows, 16384, 2048), "{rows}");
+        }
+        for rows in [256, 640, 1300] {
+            assert!(!gated(rows, 6144, 1024), "{rows}");
+        }
         assert!(!gated(640, 28672, 4096) && !gated(1300, 28672, 4096));
         let plain = |rows, n, k| pays_on_h200(rows, n, k, false);
         assert!(plain(4096, 4096, 1024) && plain(8192, 3072, 2048) && plain(8192, 6144, 4096));
