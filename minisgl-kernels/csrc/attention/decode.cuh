@@ -8,6 +8,7 @@
 #include "decode_cluster.cuh"
 #include "decode_reader.cuh"
 #include "ptx/grid.cuh"
+#include "shared_job.cuh"
 
 namespace msgl {
 
@@ -20,7 +21,7 @@ __device__ void merge_warps(const msgl_attention_params& params, const PlanView&
     constexpr uint32_t kParts = kHeadDim / 4;
     const uint32_t num_rows = cursor.num_rows(sizes);
     const bool is_whole = cursor.is_whole(sizes);
-    const uint32_t slot = shared_job_slot(cursor, sizes);
+    const bool begins = cursor.begins(sizes);
     for (uint32_t h = 0; h < cursor.num_heads(sizes); ++h) {
         for (uint32_t i = threadIdx.x % 32; i < num_rows * kParts; i += 32) {
             const uint32_t dim = i % kParts * 4, row = i / kParts;
@@ -33,9 +34,9 @@ __device__ void merge_warps(const msgl_attention_params& params, const PlanView&
             if (is_whole) {
                 store_row4(out_row<T, kHeadDim>(params, cursor, sizes, h, row) + dim, total.out, 1.0f / total.sum);
             } else {
-                const size_t at = partial_row(blockIdx.x, slot, h, row, sizes);
-                __stcg(reinterpret_cast<float4*>(view.partial_out + at * kHeadDim + dim), total.out);
-                if (dim == 0) __stcg(&view.partial_stats[at], make_float2(total.maximum, total.sum));
+                const size_t at = partial_row(blockIdx.x, begins, h, row, sizes);
+                leave_part(reinterpret_cast<float4*>(view.partial_out + at * kHeadDim + dim), total.out);
+                if (dim == 0) leave_part(view.partial_stats + at, make_float2(total.maximum, total.sum));
             }
         }
     }
@@ -60,11 +61,11 @@ struct DecodeStart {
     }
 };
 
-// Where the caller says that it may (`reads_early`), the kernel reads K, V and the plan before the grids before it have
-// ended. Within a recorded step then nothing but rope_store_kv writes K or V of this layer, and only the rows of this
-// step's positions, which are left for later; nothing writes the page table; the plan's kernel lets the next one start
-// only after its last write (plan.cu), and this one comes after it; and what earlier steps wrote was there before the
-// first kernel of this step started, which waits for them like any launch without the attribute.
+// The kernel reads the plan and the page table before the grids before it have ended: the plan's kernel, which comes before
+// all that read it and waits for all before it like any launch without the attribute, lets the next one start only after
+// its last write (plan.cu), and nothing behind it writes the page table. Where the caller says that it may
+// (`reads_early`), the kernel reads K and V early too: within a recorded step then nothing but rope_store_kv writes K or V
+// of this layer, and only the rows of this step's positions, which are left for later.
 template <typename T, int kHeadDim, bool kByBlocks>
 __device__ __forceinline__ void decode(const msgl_attention_params& params, const DecodeMaps& maps) {
     using Shape = DecodeShape<kHeadDim, kByBlocks>;
@@ -74,14 +75,12 @@ __device__ __forceinline__ void decode(const msgl_attention_params& params, cons
     // A phase of each for every job: all warps have left their rows; the rows have been merged.
     __shared__ uint64_t left_barrier, merged_barrier;
     __shared__ uint32_t num_left;  // warps that have left rows, over all jobs so far
-    __shared__ SharedJobs shared_jobs;
+    __shared__ PlanBucket bucket;  // for the end of the work
     float* merge_rows = reinterpret_cast<float*>(decode_shared + Shape::kRingBytes);
     // The same in all lanes, which the compiler shall know.
     const uint32_t warp = __shfl_sync(~0u, threadIdx.x / 32, 0), lane = threadIdx.x % 32;
     const float scale_log2 = params.scale * kLog2E;
 
-    const bool reads_early = params.reads_early != 0;
-    if (!reads_early) grid_wait();
     grid_launch_next();
     const PlanView view = plan_view(params.sizes, params.plan);
     const DecodeStart start(view, params.sizes);
@@ -91,17 +90,17 @@ __device__ __forceinline__ void decode(const msgl_attention_params& params, cons
     if (threadIdx.x < Shape::kWarps * Shape::kDepth) mbarrier_init(shared_address(&barriers[threadIdx.x]), 1);
     mbarrier_init_fence();
 #endif
-    if (threadIdx.x < 2) shared_jobs.has[threadIdx.x] = false;
     const uint32_t left = shared_address(&left_barrier), merged = shared_address(&merged_barrier);
     if (threadIdx.x == 0) {
         mbarrier_init(left, Shape::kThreads);
         mbarrier_init(merged, 32);
         num_left = 0;
+        bucket = start.bucket;
     }
     __syncthreads();
     if (blockIdx.x >= start.active_ctas) {
         // One CTA of the grid at least has to wait, and a step of padding has no other.
-        if (reads_early && blockIdx.x == 0) grid_wait();
+        if (blockIdx.x == 0) grid_wait();
         return;
     }
 
@@ -121,17 +120,17 @@ __device__ __forceinline__ void decode(const msgl_attention_params& params, cons
         shared_address(decode_shared) + warp * Shape::kDepth * Shape::kStageBytes,
         shared_address(&barriers[warp * Shape::kDepth]));
     int ahead = 0;
-    if (reads_early) {
+    if (params.reads_early != 0) {
 #pragma unroll 1
         while (ahead < Shape::kDepth && !reader.is_new()) {
             reader.copy();
             ++ahead;
         }
-        grid_wait();
     }
-    load_queries(cursor);
+    grid_wait();
 #pragma unroll 1
     for (; ahead < Shape::kDepth; ++ahead) reader.copy();
+    load_queries(cursor);
 
     bool has_next;
     uint32_t job = 0;
@@ -175,17 +174,12 @@ __device__ __forceinline__ void decode(const msgl_attention_params& params, cons
         if (__shfl_sync(~0u, arrivals, 0) == (job + 1) * Shape::kWarps) {
             mbarrier_wait(left, job & 1);
             merge_warps<T, kHeadDim, kByBlocks>(params, view, sizes, cursor, merge_rows, stats);
-            if (lane == 0 && !cursor.is_whole(sizes)) {
-                const uint32_t slot = shared_job_slot(cursor, sizes);
-                shared_jobs.has[slot] = true;
-                shared_jobs.cursors[slot] = cursor;
-            }
             mbarrier_arrive(merged);
         }
         ++job;
         cursor = next;
     } while (has_next);
-    finish_shared_jobs<T, kHeadDim>(params, view, sizes, shared_jobs);
+    finish_shared_job<T, kHeadDim>(params, view, sizes, bucket);
 }
 
 template <typename T, int kHeadDim, bool kByBlocks>

@@ -46,6 +46,13 @@ struct BlockRows {
     __device__ static constexpr uint32_t k_chunk(uint32_t c, uint32_t t) { return c / 2 * 8 + 2 * t + c % 2; }
 };
 
+struct PlainStore {
+    template <typename X>
+    __device__ void operator()(X* place, const X& x) const {
+        *place = x;
+    }
+};
+
 // With g = lane / 4 and t = lane % 4 a thread holds columns (query rows) 2t and 2t + 1.
 template <typename T, int kHeadDim>
 struct DecodeHead {
@@ -211,19 +218,20 @@ struct DecodeHead {
         return {out[tile][i], out[tile][i + 2], out[tile + 1][i], out[tile + 1][i + 2]};
     }
 
-    // Writes the first `num_rows` rows unnormalised, [kJobRows][stride], and their (maximum, sum).
-    __device__ void store_partial(float* rows, int stride, float2* stats, uint32_t num_rows) const {
+    // Writes the first `num_rows` rows unnormalised, [kJobRows][stride], and their (maximum, sum), each by `store`.
+    template <typename Store = PlainStore>
+    __device__ void store_partial(float* rows, int stride, float2* stats, uint32_t num_rows, Store store = {}) const {
         const uint32_t lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
             if (2 * t + i >= num_rows) continue;
-            if (g == 0) stats[2 * t + i] = make_float2(maximum[i], sum[i]);
+            if (g == 0) store(stats + 2 * t + i, make_float2(maximum[i], sum[i]));
             float* row = rows + (2 * t + i) * stride + g * kVec;
 #pragma unroll
             for (int c = 0; c < kVChunks; ++c) {
 #pragma unroll
                 for (int part = 0; part < kVec / 4; ++part) {
-                    *reinterpret_cast<float4*>(row + 8 * kVec * c + 4 * part) = out4(c, part, i);
+                    store(reinterpret_cast<float4*>(row + 8 * kVec * c + 4 * part), out4(c, part, i));
                 }
             }
         }

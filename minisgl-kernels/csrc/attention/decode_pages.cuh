@@ -11,6 +11,7 @@
 #include "ptx/cp_async.cuh"
 #include "ptx/grid.cuh"
 #include "ptx/mbarrier.cuh"
+#include "shared_job.cuh"
 
 namespace msgl {
 
@@ -47,7 +48,6 @@ __global__ void __launch_bounds__(32 * (max_page_heads(kHeadDim) + 1), 1)
 #if __CUDA_ARCH__ >= 900
     extern __shared__ __align__(128) char dynamic_shared[];
     __shared__ uint64_t full[kPageDepth], empty[kPageDepth];
-    __shared__ SharedJobs shared_jobs;
     const uint32_t warp = threadIdx.x / 32, lane = threadIdx.x % 32;
 
     grid_wait();
@@ -64,7 +64,6 @@ __global__ void __launch_bounds__(32 * (max_page_heads(kHeadDim) + 1), 1)
         mbarrier_init(shared_address(&empty[threadIdx.x]), 32 * sizes.heads_per_job);
         mbarrier_init_fence();
     }
-    if (threadIdx.x < 2) shared_jobs.has[threadIdx.x] = false;
     __syncthreads();
 
     JobCursor cursor(view, bucket, sizes);
@@ -116,25 +115,20 @@ __global__ void __launch_bounds__(32 * (max_page_heads(kHeadDim) + 1), 1)
                 mbarrier_arrive(shared_address(&empty[stage]));
                 advance();
             }
-            const bool is_whole = cursor.is_whole(sizes);
-            const uint32_t slot = shared_job_slot(cursor, sizes);
             if (has_head) {
                 head.finish_sums();
-                if (is_whole) {
+                if (cursor.is_whole(sizes)) {
                     head.store_out(params, cursor, sizes, warp);
                 } else {
-                    const size_t at = partial_row(blockIdx.x, slot, warp, 0, sizes);
+                    const size_t at = partial_row(blockIdx.x, cursor.begins(sizes), warp, 0, sizes);
                     head.store_partial(view.partial_out + at * kHeadDim, kHeadDim, view.partial_stats + at,
-                                       cursor.num_rows(sizes));
+                                       cursor.num_rows(sizes),
+                                       [](auto* place, const auto& x) { leave_part(place, x); });
                 }
-            }
-            if (threadIdx.x == 0 && !is_whole) {
-                shared_jobs.has[slot] = true;
-                shared_jobs.cursors[slot] = cursor;
             }
         } while (cursor.next(view, sizes));
     }
-    finish_shared_jobs<T, kHeadDim>(params, view, sizes, shared_jobs);
+    finish_shared_job<T, kHeadDim>(params, view, sizes, bucket);
 #endif
 }
 

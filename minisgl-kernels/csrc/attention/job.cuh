@@ -1,10 +1,9 @@
-// A decode CTA's walk over its range of the plan's pieces, and the combining of jobs that several CTAs share.
+// A decode CTA's walk over its range of the plan's pieces.
 #pragma once
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
 #include "plan.cuh"
-#include "ptx/atomic.cuh"
 #include "ptx/mma.cuh"
 
 namespace msgl {
@@ -67,9 +66,12 @@ struct JobCursor {
         return min(sizes.num_kv_heads - first_head, sizes.heads_per_job);
     }
 
+    // Whether this part has the job's first piece.
+    __device__ bool begins(const JobSizes& sizes) const { return piece == first_piece(seq, sizes.window); }
+
     // Whether no other CTA has a part of the job.
     __device__ bool is_whole(const JobSizes& sizes) const {
-        return piece == first_piece(seq, sizes.window) && piece_end == div_up(seq.kv_len, kPieceTokens);
+        return begins(sizes) && piece_end == div_up(seq.kv_len, kPieceTokens);
     }
 
     // Moves to the next job; false at the end of the range.
@@ -110,23 +112,6 @@ __device__ inline uint32_t piece_slot(const msgl_attention_params& params, const
     return position_slot(params, seq, position);
 }
 
-// A CTA shares at most two jobs with others: the one that began before its range (slot 0), and the one that begins in
-// its range and does not end there (slot 1). Their partial results and cursors wait for the end of the CTA's work.
-struct SharedJobs {
-    JobCursor cursors[2];
-    bool has[2];
-};
-
-__device__ inline uint32_t shared_job_slot(const JobCursor& cursor, const JobSizes& sizes) {
-    return cursor.piece == first_piece(cursor.seq, sizes.window) ? 1 : 0;
-}
-
-// Row of the partial results, of (slot, head of the job, query row of the job).
-__device__ inline size_t partial_row(uint32_t cta, uint32_t slot, uint32_t head, uint32_t row,
-                                     const JobSizes& sizes) {
-    return (size_t{2 * cta + slot} * sizes.heads_per_job + head) * kJobRows + row;
-}
-
 // First element of the output of a query row of a job.
 template <typename T, int kHeadDim>
 __device__ inline T* out_row(const msgl_attention_params& params, const JobCursor& cursor, const JobSizes& sizes,
@@ -162,54 +147,5 @@ struct RowSum {
         out.w = out.w * keep + x.w * factor;
     }
 };
-
-// At the end of a CTA's work: counts it in for each job that it shares, and combines those for which it is the last,
-// adding partial results in the order of their CTAs. All threads call it once; it orders their earlier writes itself.
-template <typename T, int kHeadDim>
-__device__ void finish_shared_jobs(const msgl_attention_params& params, const PlanView& view, const JobSizes& sizes,
-                                   SharedJobs& shared) {
-    __syncthreads();
-    if (!shared.has[0] && !shared.has[1]) return;
-    __syncthreads();
-    // The bucket whose start cuts a job knows the job's CTAs.
-    const uint32_t own_slot = threadIdx.x / 32;
-    if (own_slot < 2 && threadIdx.x % 32 == 0 && shared.has[own_slot]) {
-        const PlanBucket& bucket = view.buckets[blockIdx.x + own_slot];
-        // Together with the barriers on both sides it orders the partial results of all threads.
-        const uint32_t before = atomic_add_acq_rel(&view.arrivals[bucket.first_cta], 1);
-        const bool is_last = before == bucket.last_cta - bucket.first_cta;
-        if (is_last) view.arrivals[bucket.first_cta] = 0;
-        shared.has[own_slot] = is_last;
-    }
-    __syncthreads();
-    for (uint32_t slot = 0; slot < 2; ++slot) {
-        if (!shared.has[slot]) continue;
-        const PlanBucket& bucket = view.buckets[blockIdx.x + slot];
-        const uint32_t first = bucket.first_cta, last = bucket.last_cta;
-        const JobCursor& cursor = shared.cursors[slot];
-        const uint32_t num_rows = cursor.num_rows(sizes);
-        constexpr uint32_t kParts = kHeadDim / 4, kAhead = 4;
-        for (uint32_t i = threadIdx.x; i < cursor.num_heads(sizes) * num_rows * kParts; i += blockDim.x) {
-            const uint32_t dim = i % kParts * 4, row = i / kParts % num_rows, head = i / kParts / num_rows;
-            RowSum total;
-            for (uint32_t base = first; base <= last; base += kAhead) {
-                float4 part[kAhead];
-                float2 stats[kAhead];
-#pragma unroll
-                for (uint32_t j = 0; j < kAhead; ++j) {
-                    const uint32_t cta = min(base + j, last);
-                    const size_t at = partial_row(cta, cta == first ? 1 : 0, head, row, sizes);
-                    part[j] = __ldcg(reinterpret_cast<const float4*>(view.partial_out + at * kHeadDim + dim));
-                    stats[j] = __ldcg(&view.partial_stats[at]);
-                }
-#pragma unroll
-                for (uint32_t j = 0; j < kAhead; ++j) {
-                    if (base + j <= last) total.add(part[j], stats[j]);
-                }
-            }
-            store_row4(out_row<T, kHeadDim>(params, cursor, sizes, head, row) + dim, total.out, 1.0f / total.sum);
-        }
-    }
-}
 
 }  // namespace msgl

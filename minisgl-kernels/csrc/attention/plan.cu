@@ -3,8 +3,8 @@
 // Decode: the sequences' jobs (one group of KV heads x one tile of query rows) are laid end to end as pieces of 16
 // KV positions and cut into ranges of equal cost, one for each CTA of a grid that never changes size: a prefix sum over
 // the sequences, then a binary search for each CTA. Padding sequences have no pieces. A job that a cut goes through is
-// combined by the last of its CTAs to finish (decode.cuh), so where cuts fall, and with them the last bits of a
-// result, depends on the batch; the same batch gives the same bits.
+// put together out of its CTAs' parts (shared_job.cuh), so where cuts fall, and with them the last bits of a result,
+// depends on the batch; the same batch gives the same bits.
 //
 // Prefill: tiles of query rows. Sequences are sorted by length, longest first, by counting; within a length class the
 // order is that of the atomics, which moves work in time and changes no result. A sequence's tiles follow each other,
@@ -37,29 +37,44 @@ __device__ Counts shuffle_up(const Counts& a, int delta) {
             __shfl_up_sync(~0u, a.tiles, delta), __shfl_up_sync(~0u, a.jobs, delta)};
 }
 
-// Sum over the threads before this one; `total` gets the sum over all.
-__device__ Counts exclusive_scan(const Counts& own, Counts& total) {
-    __shared__ Counts warp_sums[kThreads / 32];
-    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-    Counts sum = own;
+// Sum over the lanes up to this one.
+__device__ Counts scan_warp(Counts sum) {
+    const int lane = threadIdx.x % 32;
+#pragma unroll
     for (int delta = 1; delta < 32; delta *= 2) {
         const Counts other = shuffle_up(sum, delta);
         if (lane >= delta) sum = sum + other;
     }
+    return sum;
+}
+
+// Sum over the threads before this one; `total` gets the sum over all.
+__device__ Counts exclusive_scan(const Counts& own, Counts& total) {
+    constexpr int kWarps = kThreads / 32;
+    static_assert(kWarps == 32, "one warp adds up the sums of all");
+    __shared__ Counts warp_sums[kWarps];  // of each warp, then of the warps up to each
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    const Counts sum = scan_warp(own);
     __syncthreads();
     if (lane == 31) warp_sums[warp] = sum;
     __syncthreads();
-    Counts before = {};
-    total = {};
-    for (int i = 0; i < static_cast<int>(kThreads / 32); ++i) {
-        if (i == warp) before = total;
-        total = total + warp_sums[i];
-    }
-    const Counts inclusive = before + sum;
+    if (warp == 0) warp_sums[lane] = scan_warp(warp_sums[lane]);
+    __syncthreads();
+    total = warp_sums[kWarps - 1];
+    const Counts inclusive = warp == 0 ? sum : warp_sums[warp - 1] + sum;
     return {inclusive.decode_seqs - own.decode_seqs, inclusive.cost - own.cost,
             inclusive.pieces - own.pieces, inclusive.prefill_seqs - own.prefill_seqs, inclusive.tiles - own.tiles,
             inclusive.jobs - own.jobs};
 }
+
+// The decode sequences and what comes before each of them: in shared memory where a batch fits it, since the searches
+// are chains of loads.
+struct DecodeSeqs {
+    PlanSeq* seqs;
+    uint32_t* costs;
+    uint32_t* pieces;
+    uint32_t* jobs;
+};
 
 // Largest index whose prefix is at most `value`; the prefixes start with 0 and grow strictly.
 __device__ uint32_t find_prefix(const uint32_t* prefix, uint32_t count, uint32_t value) {
@@ -85,16 +100,16 @@ struct Cut {
     uint32_t pieces_before;   // of all jobs before, and of this one
 };
 
-__device__ Cut cut_at(const PlanView& view, const PlanHeader& header, const msgl_attention_sizes& sizes,
+__device__ Cut cut_at(const DecodeSeqs& of, const PlanHeader& header, const msgl_attention_sizes& sizes,
                       uint32_t cost) {
     Cut cut;
-    cut.seq_idx = find_prefix(view.seq_costs, header.num_decode_seqs, cost);
-    cut.pieces_per_job = pieces_per_job(view.seqs[cut.seq_idx], sizes.window);
-    const uint32_t of_job = kJobCost + cut.pieces_per_job, offset = cost - view.seq_costs[cut.seq_idx];
+    cut.seq_idx = find_prefix(of.costs, header.num_decode_seqs, cost);
+    cut.pieces_per_job = pieces_per_job(of.seqs[cut.seq_idx], sizes.window);
+    const uint32_t of_job = kJobCost + cut.pieces_per_job, offset = cost - of.costs[cut.seq_idx];
     cut.job = offset / of_job;
     cut.job_cost = cost - offset % of_job;
     cut.piece = max(offset % of_job, kJobCost) - kJobCost;
-    cut.pieces_before = view.seq_pieces[cut.seq_idx] + cut.job * cut.pieces_per_job + cut.piece;
+    cut.pieces_before = of.pieces[cut.seq_idx] + cut.job * cut.pieces_per_job + cut.piece;
     return cut;
 }
 
@@ -107,14 +122,14 @@ __device__ bool fits_clusters(const msgl_attention_sizes& sizes, const Counts& a
 }
 
 // The part of a cluster's job that one of its CTAs has, an even share; short jobs leave CTAs without a piece.
-__device__ PlanBucket cluster_bucket(const PlanView& view, const PlanHeader& header, const msgl_attention_sizes& sizes,
+__device__ PlanBucket cluster_bucket(const DecodeSeqs& of, const PlanHeader& header, const msgl_attention_sizes& sizes,
                                      uint32_t cta) {
     const uint32_t job = cta / sizes.cluster_ctas, rank = cta % sizes.cluster_ctas;
-    const uint32_t seq_idx = find_prefix(view.seq_jobs, header.num_decode_seqs, job);
-    const PlanSeq seq = view.seqs[seq_idx];
+    const uint32_t seq_idx = find_prefix(of.jobs, header.num_decode_seqs, job);
+    const PlanSeq seq = of.seqs[seq_idx];
     const uint32_t pieces = pieces_per_job(seq, sizes.window);
     const uint32_t start = pieces * rank / sizes.cluster_ctas, end = pieces * (rank + 1) / sizes.cluster_ctas;
-    return {seq, seq_idx, job - view.seq_jobs[seq_idx], start, end - start, cta, cta, {}};
+    return {seq, seq_idx, job - of.jobs[seq_idx], start, end - start, cta, cta, {}};
 }
 
 // Lets the next kernel start. Some read the plan without waiting for the end of this grid (decode.cuh), so the plan has
@@ -146,6 +161,11 @@ __global__ void __launch_bounds__(kThreads) plan_kernel(const msgl_attention_pla
     const uint32_t tid = threadIdx.x;
 
     __shared__ uint32_t longest;  // pieces of the longest job
+    __shared__ PlanSeq near_seqs[kThreads];
+    __shared__ uint32_t near_costs[kThreads], near_pieces[kThreads], near_jobs[kThreads];
+    const DecodeSeqs decode = params.num_seqs <= kThreads
+                                  ? DecodeSeqs{near_seqs, near_costs, near_pieces, near_jobs}
+                                  : DecodeSeqs{view.seqs, view.seq_costs, view.seq_pieces, view.seq_jobs};
     if (tid == 0) longest = 0;
     __syncthreads();
     Counts done = {};
@@ -170,9 +190,10 @@ __global__ void __launch_bounds__(kThreads) plan_kernel(const msgl_attention_pla
         const Counts at = done + exclusive_scan(own, total);
         if (own.decode_seqs != 0) {
             view.seqs[at.decode_seqs] = seq;
-            view.seq_costs[at.decode_seqs] = at.cost;
-            view.seq_pieces[at.decode_seqs] = at.pieces;
-            view.seq_jobs[at.decode_seqs] = at.jobs;
+            decode.seqs[at.decode_seqs] = seq;
+            decode.costs[at.decode_seqs] = at.cost;
+            decode.pieces[at.decode_seqs] = at.pieces;
+            decode.jobs[at.decode_seqs] = at.jobs;
         }
         if (own.prefill_seqs != 0) {
             view.prefill_seqs[at.prefill_seqs] = seq;
@@ -187,21 +208,20 @@ __global__ void __launch_bounds__(kThreads) plan_kernel(const msgl_attention_pla
     const PlanHeader header = {done.decode_seqs, done.cost, active_ctas, is_clustered, done.tiles, 0};
     if (tid == 0) *view.header = header;
 
-    for (uint32_t cta = tid; cta < sizes.decode_ctas; cta += kThreads) view.arrivals[cta] = 0;
     for (uint32_t cta = tid; cta <= active_ctas; cta += kThreads) {
         if (cta == active_ctas) {
             view.buckets[cta] = {};
             continue;
         }
         if (is_clustered) {
-            view.buckets[cta] = cluster_bucket(view, header, sizes, cta);
+            view.buckets[cta] = cluster_bucket(decode, header, sizes, cta);
             continue;
         }
-        const Cut cut = cut_at(view, header, sizes, bucket_start(header, cta));
+        const Cut cut = cut_at(decode, header, sizes, bucket_start(header, cta));
         const uint32_t end = cta + 1 == active_ctas
                                  ? done.pieces
-                                 : cut_at(view, header, sizes, bucket_start(header, cta + 1)).pieces_before;
-        PlanBucket bucket = {view.seqs[cut.seq_idx], cut.seq_idx, cut.job, cut.piece, end - cut.pieces_before, cta,
+                                 : cut_at(decode, header, sizes, bucket_start(header, cta + 1)).pieces_before;
+        PlanBucket bucket = {decode.seqs[cut.seq_idx], cut.seq_idx, cut.job, cut.piece, end - cut.pieces_before, cta,
                              cta, {}};
         if (cut.piece != 0) {
             bucket.first_cta = bucket_of(header, cut.job_cost + kJobCost);

@@ -13,9 +13,11 @@ constexpr uint32_t kPieceTokens = 16;
 // Query rows of a job: the N side of that MMA.
 constexpr uint32_t kJobRows = 8;
 // What the change from one job to the next costs, in pieces. Work is cut by cost.
-constexpr uint32_t kJobCost = 2;
+constexpr uint32_t kJobCost = 6;
 // A CTA with less work than this spends more on starting and combining than on reading.
 constexpr uint32_t kMinCostPerCta = 8 + kJobCost;
+// So that every range, of at least half of that, has a piece.
+static_assert((kMinCostPerCta + 1) / 2 > kJobCost, "a range may lie within the cost of one change");
 
 struct PlanHeader {
     uint32_t num_decode_seqs;
@@ -61,8 +63,8 @@ struct PlanView {
     PlanSeq* tile_seqs;     // [max_seqs] the same, longest first
     uint32_t* seq_tiles;    // [max_seqs] tiles before each prefill sequence
     PlanBucket* buckets;    // [decode_ctas + 1]
-    uint32_t* arrivals;     // [decode_ctas] partial results written of the job that is cut at the end of each CTA
     PlanTile* tiles;        // [max_tiles] in the order of tile_seqs, a sequence's last tile first
+    // Zeros between launches (shared_job.cuh).
     float2* partial_stats;  // [2 * decode_ctas, heads_per_job, kJobRows] (maximum, sum)
     float* partial_out;     // [2 * decode_ctas, heads_per_job, kJobRows, head_dim]
     size_t bytes;
@@ -87,7 +89,6 @@ __host__ __device__ inline PlanView plan_view(const msgl_attention_sizes& sizes,
     view.tile_seqs = reinterpret_cast<PlanSeq*>(take(sizeof(PlanSeq) * sizes.max_seqs));
     view.seq_tiles = reinterpret_cast<uint32_t*>(take(sizeof(uint32_t) * sizes.max_seqs));
     view.buckets = reinterpret_cast<PlanBucket*>(take(sizeof(PlanBucket) * (size_t{sizes.decode_ctas} + 1)));
-    view.arrivals = reinterpret_cast<uint32_t*>(take(sizeof(uint32_t) * sizes.decode_ctas));
     view.tiles = reinterpret_cast<PlanTile*>(take(sizeof(PlanTile) * sizes.max_tiles));
     view.partial_stats = reinterpret_cast<float2*>(take(sizeof(float2) * partial_rows));
     view.partial_out = reinterpret_cast<float*>(take(sizeof(float) * partial_rows * sizes.head_dim));

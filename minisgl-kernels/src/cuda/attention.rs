@@ -38,7 +38,7 @@ pub struct AttnPlan {
     clusters: [u32; 4],
     /// Whether there is a decode kernel that rotates and stores.
     has_rope: bool,
-    /// `msgl_attention_plan_bytes(sizes)` bytes.
+    /// `msgl_attention_plan_bytes(sizes)` bytes, zeros at first: decode counts on finding none but its own partial results.
     buf: DeviceBuf,
     /// Whether the step that was planned last still lacks its plan: the kernel for short contexts reads none, and making
     /// one takes as long as attention does in two layers of such a step.
