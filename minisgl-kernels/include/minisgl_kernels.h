@@ -155,6 +155,7 @@ typedef struct msgl_gemm_params {
   uint32_t k;
   uint32_t is_gated;     // out = activation(gate) * up
   uint32_t num_sms;      // of the chip
+  uint32_t tile_cols;    // of the product, not of the output: 256 or 224
   msgl_activation activation;
   msgl_dtype dtype;      // MSGL_BF16 or MSGL_F16
 } msgl_gemm_params;
@@ -329,7 +330,7 @@ typedef struct msgl_attention_plan_params {
   const uint32_t *cu_q_lens;  // [num_seqs + 1] u32
   const uint32_t *kv_lens;    // [num_seqs] u32
   const uint32_t *seq_rows;   // [num_seqs] u32
-  void *plan;                 // [msgl_attention_plan_bytes(sizes)] bytes, 256-byte aligned
+  void *plan;                 // [msgl_attention_plan_bytes(sizes)] bytes, 256-byte aligned, zeros before the first use
   msgl_attention_sizes sizes;
   uint32_t num_seqs;
 } msgl_attention_plan_params;

@@ -26,12 +26,6 @@ GemmTiles gemm_tiles(const msgl_gemm_params& p) {
     return {ceil_div(p.rows, kGemmRows * kGemmCluster), ceil_div(p.n, Tile::kCols)};
 }
 
-// Columns that a cluster computes, one tile after the other.
-template <typename Tile>
-uint32_t gemm_columns(const msgl_gemm_params& p) {
-    return ceil_div(gemm_tiles<Tile>(p).count(), p.num_sms / kGemmCluster) * Tile::kCols;
-}
-
 template <typename T, typename Tile, GemmEpilogue kEpilogue>
 int launch_gemm_tile(const msgl_gemm_params& p, cudaStream_t stream) {
     const auto kernel = gemm_kernel<T, Tile, kEpilogue>;
@@ -52,11 +46,11 @@ int launch_gemm_tile(const msgl_gemm_params& p, cudaStream_t stream) {
 
 template <typename T, GemmEpilogue kEpilogue>
 int launch_gemm_epilogue(const msgl_gemm_params& p, cudaStream_t stream) {
-    // A column of the narrow tile takes 3 % longer.
-    if (p.k >= GemmNarrow::kMinK && 33 * gemm_columns<GemmNarrow>(p) < 32 * gemm_columns<GemmWide>(p)) {
-        return launch_gemm_tile<T, GemmNarrow, kEpilogue>(p, stream);
+    switch (p.tile_cols) {
+        case GemmWide::kCols: return launch_gemm_tile<T, GemmWide, kEpilogue>(p, stream);
+        case GemmNarrow::kCols: return launch_gemm_tile<T, GemmNarrow, kEpilogue>(p, stream);
+        default: return MSGL_ERROR_UNSUPPORTED;
     }
-    return launch_gemm_tile<T, GemmWide, kEpilogue>(p, stream);
 }
 
 // Whether this program has the kernel's code for sm_90a on the current device. Compiled for anything else the kernel

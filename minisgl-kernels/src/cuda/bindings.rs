@@ -399,6 +399,7 @@ pub struct msgl_gemm_params {
     pub k: u32,
     pub is_gated: u32,
     pub num_sms: u32,
+    pub tile_cols: u32,
     pub activation: msgl_activation,
     pub dtype: msgl_dtype,
 }
@@ -433,11 +434,14 @@ const _: () = {
         "Offset of field: msgl_gemm_params::num_sms",
     ][::core::mem::offset_of!(msgl_gemm_params, num_sms) - 40usize];
     [
+        "Offset of field: msgl_gemm_params::tile_cols",
+    ][::core::mem::offset_of!(msgl_gemm_params, tile_cols) - 44usize];
+    [
         "Offset of field: msgl_gemm_params::activation",
-    ][::core::mem::offset_of!(msgl_gemm_params, activation) - 44usize];
+    ][::core::mem::offset_of!(msgl_gemm_params, activation) - 48usize];
     [
         "Offset of field: msgl_gemm_params::dtype",
-    ][::core::mem::offset_of!(msgl_gemm_params, dtype) - 48usize];
+    ][::core::mem::offset_of!(msgl_gemm_params, dtype) - 52usize];
 };
 unsafe extern "C" {
     pub fn msgl_gemm_is_supported(

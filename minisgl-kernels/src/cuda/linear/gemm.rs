@@ -12,11 +12,13 @@ const MIN_ROWS: usize = 512;
 const MIN_GATED_ROWS: usize = 193;
 /// Rows of the output that two multiprocessors compute together.
 const TILE_ROWS: usize = 256;
-/// Rows of the weight in a tile; the narrow one from so many columns of `x` on, and where it saves more than this share.
-const TILE_COLS: usize = 256;
+/// Rows of the weight in a tile: `GemmWide` and `GemmNarrow` in csrc/gemm/shape.cuh.
+const WIDE_TILE_COLS: usize = 256;
 const NARROW_TILE_COLS: usize = 224;
+/// Columns of `x` that the narrow tile needs at least.
 const NARROW_MIN_K: usize = 833;
-const NARROW_GAIN: f64 = 33.0 / 32.0;
+/// What a column of the narrow tile takes of a column of the wide one.
+const NARROW_COST: f64 = 33.0 / 32.0;
 /// What its own speed must be at least of cuBLASLt's, by the share of its tiles that are work: docs/kernels/gemm.md.
 const MIN_SHARE: f64 = 0.93;
 const MIN_GATED_SHARE: f64 = 0.9;
@@ -38,8 +40,9 @@ impl Gemm {
         operands: Operands,
         gated: Option<Activation>,
     ) -> Result<Option<Self>> {
+        let tiles = Tiles::choose(shape, cuda.device.num_sms as usize);
         let is_wanted = match cuda.options.linear {
-            LinearKernel::Auto => pays(shape, gated.is_some(), cuda.device.num_sms as usize),
+            LinearKernel::Auto => pays(shape, &tiles, gated.is_some()),
             LinearKernel::Gemm => true,
             LinearKernel::Cublas | LinearKernel::Own(_) => false,
         };
@@ -55,6 +58,7 @@ impl Gemm {
             k: check::u32_of(OP, "weight.cols", shape.k)?,
             is_gated: u32::from(gated.is_some()),
             num_sms: cuda.device.num_sms,
+            tile_cols: check::u32_of(OP, "tile columns", tiles.cols)?,
             activation: gated.map_or(msgl_activation::MSGL_SILU, check::activation),
             dtype: check::abi(shape.dtype),
         };
@@ -73,21 +77,47 @@ impl Gemm {
     }
 }
 
+/// How the product falls into tiles, and these on the multiprocessors.
+struct Tiles {
+    /// Of the product, in a tile.
+    cols: usize,
+    /// Tiles that two multiprocessors compute one after the other.
+    rounds: usize,
+    /// What of the tiles in these rounds is work.
+    share: f64,
+}
+
+impl Tiles {
+    /// The width that takes less time.
+    fn choose(shape: Shape, num_sms: usize) -> Self {
+        let (wide, narrow) =
+            (Self::of(shape, num_sms, WIDE_TILE_COLS), Self::of(shape, num_sms, NARROW_TILE_COLS));
+        let is_narrow = shape.k >= NARROW_MIN_K && NARROW_COST * narrow.columns() < wide.columns();
+        if is_narrow { narrow } else { wide }
+    }
+
+    fn of(shape: Shape, num_sms: usize, cols: usize) -> Self {
+        let at_once = (num_sms / 2).max(1);
+        let rounds = (shape.rows.div_ceil(TILE_ROWS) * shape.n.div_ceil(cols)).div_ceil(at_once);
+        let share = (shape.rows * shape.n) as f64 / (TILE_ROWS * rounds * cols * at_once) as f64;
+        Self { cols, rounds, share }
+    }
+
+    /// What two multiprocessors compute, one tile after the other.
+    fn columns(&self) -> f64 {
+        (self.rounds * self.cols) as f64
+    }
+}
+
 /// Whether it is faster than cuBLASLt, with gates than cuBLASLt and the pass after it. Its tiles are large, so that it
 /// loses where the last round of them leaves multiprocessors idle, or where tiles are not full.
-fn pays(shape: Shape, is_gated: bool, num_sms: usize) -> bool {
-    let Shape { rows, n, k, .. } = shape;
-    let at_once = (num_sms / 2).max(1);
-    let rounds = |cols: usize| (rows.div_ceil(TILE_ROWS) * n.div_ceil(cols)).div_ceil(at_once);
-    let columns = |cols: usize| (rounds(cols) * cols) as f64;
-    let is_narrow = k >= NARROW_MIN_K && NARROW_GAIN * columns(NARROW_TILE_COLS) < columns(TILE_COLS);
-    let cols = if is_narrow { NARROW_TILE_COLS } else { TILE_COLS };
-    let share = (rows * n) as f64 / (TILE_ROWS as f64 * columns(cols) * at_once as f64);
+fn pays(shape: Shape, tiles: &Tiles, is_gated: bool) -> bool {
     if is_gated {
-        rows >= MIN_GATED_ROWS && share * (1.0 + ACTIVATION_COST / k as f64) >= MIN_GATED_SHARE
+        let gain = 1.0 + ACTIVATION_COST / shape.k as f64;
+        shape.rows >= MIN_GATED_ROWS && tiles.share * gain >= MIN_GATED_SHARE
     } else {
         // A single round has nothing to store its tiles under but the start of the next kernel.
-        rows >= MIN_ROWS && share >= MIN_SHARE && rounds(cols) > 1
+        shape.rows >= MIN_ROWS && tiles.share >= MIN_SHARE && tiles.rounds > 1
     }
 }
 
@@ -98,7 +128,8 @@ mod tests {
 
     fn pays_on_h200(rows: usize, n: usize, k: usize, is_gated: bool) -> bool {
         let (dtype, out_dtype) = (DType::BF16, DType::BF16);
-        pays(Shape { rows, n, k, dtype, out_dtype, has_bias: false, adds: false }, is_gated, 132)
+        let shape = Shape { rows, n, k, dtype, out_dtype, has_bias: false, adds: false };
+        pays(shape, &Tiles::choose(shape, 132), is_gated)
     }
 
     #[test]
