@@ -5,9 +5,9 @@
 // makes the draw independent of the batch. Parameters are read from the device, so a captured graph serves any
 // mixture of them.
 //
-//   scan    one block a chunk of a row: best score of the chunk, or where the draw is restricted its largest logit;
-//           where asked for, the denominator of the log probabilities
-//   finish  one block a row: merges the chunks; where top_k, top_p or min_p restrict the draw, finds a band of
+//   scan    one block a part of a row: its best score, or where the draw is restricted its largest logit; where asked
+//           for, the denominator of the log probabilities
+//   finish  one block a row: merges the parts; where top_k, top_p or min_p restrict the draw, finds a band of
 //           logits around their threshold (sample/histogram.cuh, top_k_bound), draws from what is above it
 //           (sample/candidates.cuh), finds the threshold (sample/filter.cuh) and draws from the rest; stores the
 //           token where the next step reads it, counts it for the penalties, reports log probabilities
@@ -27,20 +27,45 @@ namespace msgl {
 namespace {
 
 constexpr uint32_t kScanThreads = 256;
-constexpr int kScanBlocks = 5;  // of an SM
-constexpr int kScanAhead = 1;   // groups of a thread that are on their way at once
+constexpr int kScanBlocks = 4;  // of an SM
+constexpr uint32_t kScanStride = kScanThreads * kGroup;  // tokens that a block takes at a time
 constexpr uint32_t kMaxChunks = 64;
 
-// Tokens of a chunk: four groups a thread, more where the vocabulary would need too many chunks.
-uint32_t chunk_tokens(uint32_t vocab) {
-  constexpr uint32_t kLeast = 4 * kGroup * kScanThreads;
-  const uint32_t needed = ceil_div(ceil_div(vocab, kMaxChunks), kGroup) * kGroup;
-  return needed > kLeast ? needed : kLeast;
-}
+// A row in chunks, of which a block takes several one after the other.
+struct Chunks {
+  uint32_t tokens;  // of a chunk
+  uint32_t count;
+  uint32_t of_block;
+
+  // Two groups a thread, more where the vocabulary would need too many chunks: a function of the vocabulary alone, and
+  // with it the bits of a row's sums. Blocks take so many that the device holds all of them at once, if it can: each
+  // block costs its start and its end, and finds the bound of its draw anew.
+  Chunks(uint32_t vocab, uint32_t num_rows) {
+    const uint32_t strides = ceil_div(vocab, kMaxChunks * kScanStride);
+    tokens = (strides > 2 ? strides : 2) * kScanStride;
+    count = ceil_div(vocab, tokens);
+    int device = 0, num_sms = 1;
+    cudaGetDevice(&device);
+    cudaDeviceGetAttribute(&num_sms, cudaDevAttrMultiProcessorCount, device);
+    const uint32_t blocks_of_row = kScanBlocks * static_cast<uint32_t>(num_sms) / num_rows;
+    of_block = ceil_div(count, blocks_of_row > 1 ? blocks_of_row : 1);
+  }
+
+  __host__ __device__ uint32_t num_blocks() const { return ceil_div(count, of_block); }
+};
+
+// What the scan leaves of a row: the best of each block, and the sum of each chunk where log probabilities are asked
+// for.
+struct Parts {
+  Best best[kMaxChunks];
+  SoftmaxSum raw[kMaxChunks];
+};
 
 template <typename T>
-__global__ void __launch_bounds__(kScanThreads, kScanBlocks) scan_kernel(msgl_sample_params p, uint32_t chunk) {
+__global__ void __launch_bounds__(kScanThreads, kScanBlocks) scan_kernel(msgl_sample_params p, Chunks chunks) {
   __shared__ Partial shared[kScanThreads / kWarpSize];
+  __shared__ uint32_t bound_key;
+  const DrawBound bound{&bound_key};
   grid_wait();
   grid_launch_next();
   const uint32_t sample = blockIdx.y;
@@ -48,17 +73,16 @@ __global__ void __launch_bounds__(kScanThreads, kScanBlocks) scan_kernel(msgl_sa
   if (spec.seq_row >= p.max_rows) return;
   const Row<T> row(p, spec, sample);
   const Kind kind(spec, p.vocab);
-  const bool filtered = kind.is_filtered(), wants_logprobs = spec.num_logprobs >= 0;
-
+  const bool wants_logprobs = spec.num_logprobs >= 0;
   const bool by_logit = kind.is_greedy || kind.is_filtered();
+  Parts &parts = static_cast<Parts *>(p.scratch)[sample];
+  if (!by_logit) bound.reset();
 
   Partial mine = Partial::none();
   typename Row<T>::Group winner;
   uint32_t winner_first = 0;
   float winner_top = -INFINITY;
-  const uint32_t begin = blockIdx.x * chunk;
-  const uint32_t end = begin + chunk < p.vocab ? begin + chunk : p.vocab;
-  each_group<kScanAhead>(row, begin, end, [&](uint32_t first, const auto &group) {
+  const auto visit = [&](uint32_t first, const auto &group) {
     float x[kGroup];
     if (wants_logprobs) {
       row.raw_values(group, x);
@@ -74,28 +98,42 @@ __global__ void __launch_bounds__(kScanThreads, kScanBlocks) scan_kernel(msgl_sa
       }
       return;
     }
+    if (row.counts == nullptr) {
+      take_noisy(mine.best, RawLogits<T>{group}, first, row.inv_temperature, spec, bound);
+      return;
+    }
     row.values(group, x);
     if (by_logit) {
 #pragma unroll
       for (uint32_t e = 0; e < kGroup; e++) mine.best.take(x[e], x[e] == -INFINITY ? ~0u : first + e);
     } else {
-      take_noisy(mine.best, x, first, row.inv_temperature, spec);
+      take_noisy(mine.best, Logits{x}, first, row.inv_temperature, spec, bound);
     }
-  });
+  };
+  const uint32_t begin = blockIdx.x * chunks.of_block * chunks.tokens;
+  const uint32_t end = min(begin + chunks.of_block * chunks.tokens, p.vocab);
+#pragma unroll 1
+  for (uint32_t base = begin; base < end; base += kScanStride) {
+    const uint32_t first = base + threadIdx.x * kGroup, next = base + kScanStride;
+    visit(first, row.fetch(first, end));
+    if (wants_logprobs && (next >= end || next % chunks.tokens == 0)) {
+      const Partial all = block_merge({Best::none(), mine.raw}, true, shared);
+      if (threadIdx.x == 0) parts.raw[base / chunks.tokens] = all.raw;
+      mine.raw = SoftmaxSum::none();
+    }
+  }
   if (winner_top != -INFINITY) {
     float x[kGroup];
     row.raw_values(winner, x);
 #pragma unroll
     for (uint32_t e = 0; e < kGroup; e++) mine.best.take(x[e], winner_first + e);
   }
-  const Partial all = block_merge(mine, wants_logprobs, shared);
-  if (threadIdx.x == 0) {
-    static_cast<Partial *>(p.scratch)[static_cast<uint64_t>(sample) * kMaxChunks + blockIdx.x] = all;
-  }
+  const Partial all = block_merge(mine, false, shared);
+  if (threadIdx.x == 0) parts.best[blockIdx.x] = all.best;
 }
 
 template <typename T>
-__global__ void __launch_bounds__(kFinishThreads) finish_kernel(msgl_sample_params p, uint32_t num_chunks) {
+__global__ void __launch_bounds__(kFinishThreads) finish_kernel(msgl_sample_params p, Chunks chunks) {
   __shared__ union {
     Histogram histogram;
     CandidateList list;
@@ -107,6 +145,9 @@ __global__ void __launch_bounds__(kFinishThreads) finish_kernel(msgl_sample_para
     uint64_t ranks[kWarpSize];
   } shared;
   __shared__ Partial whole;
+  __shared__ uint32_t bound_key;
+  const DrawBound bound{&bound_key};
+  bound.reset();
   grid_wait();
   grid_launch_next();
   const uint32_t sample = blockIdx.x;
@@ -116,9 +157,11 @@ __global__ void __launch_bounds__(kFinishThreads) finish_kernel(msgl_sample_para
 
   const Kind kind(spec, p.vocab);
   const bool wants_logprobs = spec.num_logprobs >= 0;
-  const Partial *chunks = static_cast<const Partial *>(p.scratch) + static_cast<uint64_t>(sample) * kMaxChunks;
-  const Partial chunk = threadIdx.x < num_chunks ? chunks[threadIdx.x] : Partial::none();
-  Partial all = block_merge(chunk, wants_logprobs, shared.partials);
+  const Parts &parts = static_cast<const Parts *>(p.scratch)[sample];
+  Partial part = Partial::none();
+  if (threadIdx.x < chunks.num_blocks()) part.best = parts.best[threadIdx.x];
+  if (wants_logprobs && threadIdx.x < chunks.count) part.raw = parts.raw[threadIdx.x];
+  Partial all = block_merge(part, wants_logprobs, shared.partials);
   if (threadIdx.x == 0) whole = all;
   __syncthreads();
   all = whole;
@@ -134,7 +177,7 @@ __global__ void __launch_bounds__(kFinishThreads) finish_kernel(msgl_sample_para
       band = top_p_band(row, spec.top_p, tempered, large.histogram);
     }
     Partial mine = Partial::none();
-    const Split split = split_row(row, spec, band, tempered.max, least, mine.best, large.list, shared.split);
+    const Split split = split_row(row, spec, band, tempered.max, least, mine.best, bound, large.list, shared.split);
     const auto keeps_from = [&](const auto &tokens, float above) {
       const int shift = row.counts != nullptr ? 0 : kUnusedBits<T>;
       const uint32_t threshold =
@@ -147,7 +190,7 @@ __global__ void __launch_bounds__(kFinishThreads) finish_kernel(msgl_sample_para
         const float x = large.list.values[i];
         if (x == -INFINITY || float_key(x) < threshold) continue;
         const uint32_t token = large.list.tokens[i];
-        mine.best.take(x * row.inv_temperature + gumbel(spec, token), token);
+        mine.best.take(noisy_score(x, row.inv_temperature, spec, token), token);
       }
     } else {
       const uint32_t threshold = keeps_from(row, 0.f);
@@ -158,7 +201,7 @@ __global__ void __launch_bounds__(kFinishThreads) finish_kernel(msgl_sample_para
         for (uint32_t e = 0; e < kGroup; e++) {
           if (float_key(x[e]) < threshold) x[e] = -INFINITY;
         }
-        take_noisy(mine.best, x, first, row.inv_temperature, spec);
+        take_noisy(mine.best, Logits{x}, first, row.inv_temperature, spec, bound);
       });
     }
     mine = block_merge(mine, false, shared.partials);
@@ -190,18 +233,16 @@ __global__ void __launch_bounds__(kFinishThreads) finish_kernel(msgl_sample_para
 }  // namespace
 }  // namespace msgl
 
-extern "C" size_t msgl_sample_scratch_bytes(void) { return msgl::kMaxChunks * sizeof(msgl::Partial); }
+extern "C" size_t msgl_sample_scratch_bytes(void) { return sizeof(msgl::Parts); }
 
 extern "C" int msgl_sample(const msgl_sample_params *params, msgl_stream stream) {
   using namespace msgl;
   if (params->num_samples == 0 || params->vocab == 0) return 0;
-  const uint32_t chunk = chunk_tokens(params->vocab);
-  const uint32_t num_chunks = ceil_div(params->vocab, chunk);
-  const dim3 grid(num_chunks, params->num_samples);
+  const Chunks chunks(params->vocab, params->num_samples);
+  const dim3 grid(chunks.num_blocks(), params->num_samples);
   MSGL_DISPATCH_DTYPE(params->dtype, {
-    launch_overlapped(scan_kernel<T>, grid, kScanThreads, 0, as_stream(stream), *params, chunk);
-    launch_overlapped(finish_kernel<T>, params->num_samples, kFinishThreads, 0, as_stream(stream), *params,
-                      num_chunks);
+    launch_overlapped(scan_kernel<T>, grid, kScanThreads, 0, as_stream(stream), *params, chunks);
+    launch_overlapped(finish_kernel<T>, params->num_samples, kFinishThreads, 0, as_stream(stream), *params, chunks);
   })
   return launch_status();
 }

@@ -66,7 +66,8 @@ struct SplitShared {
 // row's largest logit. Every thread of the block calls it.
 template <typename T>
 __device__ Split split_row(const Row<T> &row, const msgl_sample_spec &spec, const Band &band, float largest,
-                           float least, Best &best, CandidateList &list, SplitShared &shared) {
+                           float least, Best &best, const DrawBound &bound, CandidateList &list,
+                           SplitShared &shared) {
   const uint32_t lane = threadIdx.x % kWarpSize, warp = threadIdx.x / kWarpSize;
   constexpr uint32_t kWarps = kFinishThreads / kWarpSize, kRoom = kMaxCandidates / kWarps;
   __syncthreads();  // the histogram that gave the band lies in the list's memory
@@ -115,7 +116,7 @@ __device__ Split split_row(const Row<T> &row, const msgl_sample_spec &spec, cons
       if (is_above) mass += __expf((x[e] - largest) * row.inv_temperature);
       if (!is_above || x[e] < least) x[e] = -INFINITY;
     }
-    take_noisy(best, x, first, row.inv_temperature, spec);
+    take_noisy(best, Logits{x}, first, row.inv_temperature, spec, bound);
   });
 
   for (int offset = 1; offset < kWarpSize; offset *= 2) {

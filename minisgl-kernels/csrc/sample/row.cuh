@@ -161,42 +161,111 @@ struct Best {
   }
 };
 
-// The noise of one token.
-__device__ __forceinline__ float gumbel(const msgl_sample_spec &spec, uint32_t token) {
-  const uint4 noise = token_noise(spec.seed, spec.position, token / 4);
-  const uint32_t low = token % 2 == 0 ? noise.x : noise.y, high = token % 2 == 0 ? noise.z : noise.w;
-  return -logf(-logf(unit_open(token % 4 < 2 ? low : high)));
+// A token's score in a draw: logit / temperature + Gumbel noise (Gumbel 1954), so that the arg max is a draw from the
+// softmax. `u` is the token's uniform number. The product is rounded by itself: the same bits wherever this is inlined.
+__device__ __forceinline__ float noisy_score(float x, float inv_temperature, float u) {
+  return __fmul_rn(x, inv_temperature) - logf(-logf(u));
 }
 
-// Takes a group with scores x / temperature + Gumbel noise (Gumbel 1954): the arg max is a draw from the softmax.
-// `x` is minus infinity for tokens that are out of the draw. Every lane of the warp must come here.
+// The score of one token by itself.
+__device__ __forceinline__ float noisy_score(float x, float inv_temperature, const msgl_sample_spec &spec,
+                                             uint32_t token) {
+  const uint4 noise = token_noise(spec.seed, spec.position, token / 4);
+  const uint32_t low = token % 2 == 0 ? noise.x : noise.y, high = token % 2 == 0 ? noise.z : noise.w;
+  return noisy_score(x, inv_temperature, unit_open(token % 4 < 2 ? low : high));
+}
+
+// The best score of a block's draw so far. Two logarithms and a part of ten rounds of Philox are a token's noise, and
+// nearly no token can win: what cannot beat the bound is passed over, so that a draw does not depend on who raised it when.
+struct DrawBound {
+  uint32_t *key;  // of the score, in shared memory
+
+  // Every thread of the block calls it, once.
+  __device__ void reset() const {
+    if (threadIdx.x == 0) *key = float_key(-INFINITY);
+    __syncthreads();
+  }
+
+  // Raises it to the best of the warp's scores, and returns it. Every lane of the warp must come here.
+  __device__ __forceinline__ float raise(float score) const {
+    uint32_t best = __reduce_max_sync(~0u, float_key(score));
+    if (threadIdx.x % kWarpSize == 0) best = max(best, atomicMax(key, best));
+    return key_float(__shfl_sync(~0u, best, 0));
+  }
+};
+
+// Takes tokens kFrom .. kFrom + 3 of a group that begins at `first`, see take_noisy().
 //
-// Noise is two logarithms a token, and nearly no token can win. With u the uniform number and v = 1 - u, the
-// noise -log(-log(u)) is at most -log(v): a token is passed over unless v < exp(x / temperature - bound), where
-// the bound is the warp's best score so far.
-__device__ __forceinline__ void take_noisy(Best &best, const float (&x)[kGroup], uint32_t first,
-                                           float inv_temperature, const msgl_sample_spec &spec) {
+// With u the uniform number and v = 1 - u, the noise -log(-log(u)) is at most -log(v): a token is passed over unless
+// v < exp(x / temperature - bound).
+template <uint32_t kFrom, typename Group>
+__device__ __forceinline__ void take_noisy_four(Best &best, const Group &group, uint32_t first, float inv_temperature,
+                                                const msgl_sample_spec &spec, float bound) {
   constexpr float kMaxNoise = 16.7f;   // -log(2^-24), with room for rounding
   constexpr float kRounding = 1.001f;  // of the fast exponential, on the safe side
-  const float bound = key_float(__reduce_max_sync(~0u, float_key(best.score)));
+  const float top = group.template top<kFrom, kFrom + 4>() * inv_temperature;
+  if (top == -INFINITY || top + kMaxNoise < bound) return;
+  const uint4 noise = token_noise(spec.seed, spec.position, (first + kFrom) / 4);
+  const uint32_t bits[4] = {noise.x, noise.y, noise.z, noise.w};
+  // First the four at once: the largest u with the largest logit.
+  const float most = unit_open(max(max(bits[0], bits[1]), max(bits[2], bits[3])));
+  if (!(1.f - most < __expf(top - bound) * kRounding)) return;
 #pragma unroll
-  for (uint32_t half = 0; half < kGroup; half += 4) {
-    const float top = fmaxf(fmaxf(x[half], x[half + 1]), fmaxf(x[half + 2], x[half + 3])) * inv_temperature;
-    if (top == -INFINITY || top + kMaxNoise < bound) continue;
-    const uint4 noise = token_noise(spec.seed, spec.position, (first + half) / 4);
-    const uint32_t bits[4] = {noise.x, noise.y, noise.z, noise.w};
-    // First the four at once: the largest u with the largest logit.
-    const float most = unit_open(max(max(bits[0], bits[1]), max(bits[2], bits[3])));
-    if (!(1.f - most < __expf(top - bound) * kRounding)) continue;
-#pragma unroll
-    for (uint32_t e = 0; e < 4; e++) {
-      const float u = unit_open(bits[e]), scaled = x[half + e] * inv_temperature;
-      // False for minus infinity, whose exponential is 0; true for a bound of minus infinity.
-      if (!(1.f - u < __expf(scaled - bound) * kRounding)) continue;
-      best.take(scaled - logf(-logf(u)), first + half + e);
-    }
+  for (uint32_t e = 0; e < 4; e++) {
+    const float u = unit_open(bits[e]), x = group.logit(kFrom + e);
+    // False for minus infinity, whose exponential is 0; true for a bound of minus infinity.
+    if (!(1.f - u < __expf(x * inv_temperature - bound) * kRounding)) continue;
+    best.take(noisy_score(x, inv_temperature, u), first + kFrom + e);
   }
 }
+
+// Takes a group, of which logit(e) tells the logits, minus infinity for tokens that are out of the draw, and
+// top<kFrom, kEnd>() the largest of some. Every lane of the warp must come here.
+template <typename Group>
+__device__ __forceinline__ void take_noisy(Best &best, const Group &group, uint32_t first, float inv_temperature,
+                                           const msgl_sample_spec &spec, const DrawBound &draw_bound) {
+  float bound = draw_bound.raise(best.score);
+  if (bound == -INFINITY) {
+    // Nothing can be passed over yet. The likeliest token of each lane's eight gives a bound for all the others.
+    Best likeliest = Best::none();
+#pragma unroll
+    for (uint32_t e = 0; e < kGroup; e++) likeliest.take(group.logit(e), first + e);
+    if (likeliest.score != -INFINITY) {
+      best.take(noisy_score(likeliest.score, inv_temperature, spec, likeliest.token), likeliest.token);
+    }
+    bound = draw_bound.raise(best.score);
+  }
+  take_noisy_four<0>(best, group, first, inv_temperature, spec, bound);
+  take_noisy_four<4>(best, group, first, inv_temperature, spec, bound);
+}
+
+// A group's logits after penalties and filters.
+struct Logits {
+  const float (&x)[kGroup];
+
+  __device__ __forceinline__ float logit(uint32_t e) const { return x[e]; }
+
+  template <uint32_t kFrom, uint32_t kEnd>
+  __device__ __forceinline__ float top() const {
+    float top = x[kFrom];
+#pragma unroll
+    for (uint32_t e = kFrom + 1; e < kEnd; e++) top = fmaxf(top, x[e]);
+    return top;
+  }
+};
+
+// A group's logits as the model gave them, made only where they are asked for.
+template <typename T>
+struct RawLogits {
+  const typename Row<T>::Group &group;
+
+  __device__ __forceinline__ float logit(uint32_t e) const { return clean(to_float(group.logit(e))); }
+
+  template <uint32_t kFrom, uint32_t kEnd>
+  __device__ __forceinline__ float top() const {
+    return Row<T>::template raw_top<kFrom, kEnd>(group);
+  }
+};
 
 // The largest of some numbers and the sum of exp((x - max) * scale): softmax's denominator, in one pass
 // (Milakov, Gimelshein 2018).
@@ -230,7 +299,7 @@ struct SoftmaxSum {
   }
 };
 
-// What one chunk of a row gives to the whole.
+// What a part of a row gives to the whole.
 struct Partial {
   Best best;       // of the greedy or the unrestricted draw; of the logits where the draw is restricted
   SoftmaxSum raw;  // of the model's logits, where log probabilities are asked for
