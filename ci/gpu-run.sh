@@ -10,6 +10,13 @@
 #
 # Logs and tables go to RESULTS (default: results, beside this script).
 set -uo pipefail
+case ${1:-} in
+    test | bench | sanitize | profile | trace | kernels) ;;
+    *)
+        sed -n 's/^#   run/run/p' "$0" >&2
+        exit 2
+        ;;
+esac
 here=$(cd "$(dirname "$0")" && pwd)
 results=${RESULTS:-$here/results}
 mkdir -p "$results"
@@ -208,8 +215,4 @@ case ${1:-} in
     profile) run_profile "${@:2}" ;;
     trace) run_trace "${@:2}" ;;
     kernels) run_kernels "${@:2}" ;;
-    *)
-        sed -n 's/^#   run/run/p' "$0" >&2
-        exit 2
-        ;;
 esac

@@ -11,6 +11,14 @@ inline bool has_overlapped_launches() {
   return major >= 9;
 }
 
+// Whether this program has a kernel's code for sm_90a on the current device. Compiled for anything else such a kernel is an
+// empty stub, which shows in its registers.
+template <typename... Params>
+bool has_code(void (*kernel)(Params...)) {
+  cudaFuncAttributes attributes;
+  return cudaFuncGetAttributes(&attributes, kernel) == cudaSuccess && attributes.numRegs > 32;
+}
+
 // Whether a launch on `stream` of a kernel that reads ahead of grid_wait() should carry the attribute for programmatic
 // dependent launch. While a graph is recorded, because there the boundary between two kernels is most of what a small one
 // costs, and because nothing but ops can be recorded: a kernel may then read its weights before the kernel before it has

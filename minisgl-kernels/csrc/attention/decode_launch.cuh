@@ -50,15 +50,6 @@ uint32_t resident_clusters(void (*kernel)(Params...), uint32_t threads, uint32_t
     return count;
 }
 
-// Whether this program has the kernel's code for sm_90a on the current device. Compiled for anything else the kernel
-// is an empty stub, which shows in its registers.
-template <typename T, int kHeadDim>
-bool has_decode_by_blocks() {
-    cudaFuncAttributes attributes;
-    const auto kernel = decode_kernel<T, kHeadDim, true>;
-    return cudaFuncGetAttributes(&attributes, kernel) == cudaSuccess && attributes.numRegs > 64;
-}
-
 template <typename T, int kHeadDim>
 bool encode_decode_map(EncodeTiled encode, CUtensorMap* map, const msgl_attention_params& params, const void* kv) {
     const uint64_t slot_elements = uint64_t{params.sizes.num_kv_heads} * kHeadDim;
@@ -78,7 +69,7 @@ int launch_decode_head(const msgl_attention_params& params, cudaStream_t stream)
     DecodeMaps maps = {};
     if constexpr (has_block_rows(kHeadDim)) {
         // Clusters have short jobs, and would leave no room for a second CTA.
-        if (params.page_size >= kMinBlockPage && params.sizes.cluster_ctas <= 1 && has_decode_by_blocks<T, kHeadDim>()) {
+        if (params.page_size >= kMinBlockPage && params.sizes.cluster_ctas <= 1 && has_code(decode_kernel<T, kHeadDim, true>)) {
             const EncodeTiled encode = encode_tiled();
             if (encode == nullptr || !encode_decode_map<T, kHeadDim>(encode, &maps.k, params, params.k) ||
                 !encode_decode_map<T, kHeadDim>(encode, &maps.v, params, params.v)) {

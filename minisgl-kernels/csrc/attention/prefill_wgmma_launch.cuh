@@ -68,13 +68,9 @@ int launch_prefill_wgmma_dtype(const msgl_attention_params& params, cudaStream_t
     }
 }
 
-// Whether this program has the kernel's code for sm_90a on the current device. Compiled for anything else the kernel
-// is an empty stub, which shows in its registers.
 template <typename T>
 bool has_prefill_wgmma() {
-    cudaFuncAttributes attributes;
-    const auto kernel = prefill_wgmma_kernel<PrefillWgmmaShape<T, 128>, RowFetch>;
-    return cudaFuncGetAttributes(&attributes, kernel) == cudaSuccess && attributes.numRegs > 64;
+    return has_code(prefill_wgmma_kernel<PrefillWgmmaShape<T, 128>, RowFetch>);
 }
 
 }  // namespace msgl

@@ -53,13 +53,9 @@ int launch_gemm_epilogue(const msgl_gemm_params& p, cudaStream_t stream) {
     }
 }
 
-// Whether this program has the kernel's code for sm_90a on the current device. Compiled for anything else the kernel
-// is an empty stub, which shows in its registers.
 template <typename T>
 bool has_gemm() {
-    cudaFuncAttributes attributes;
-    const auto kernel = gemm_kernel<T, GemmWide, GemmEpilogue::kNone>;
-    return cudaFuncGetAttributes(&attributes, kernel) == cudaSuccess && attributes.numRegs > 64;
+    return has_code(gemm_kernel<T, GemmWide, GemmEpilogue::kNone>);
 }
 
 template <typename T>

@@ -16,8 +16,8 @@
 
 namespace msgl {
 
-// A matrix of kCols columns in shared memory: blocks of 8 rows by kBlockCols columns, [rows / 8][kBlocks][8][kBlockCols].
-// A row of a block is one swizzle wide (128 bytes, or 64 where the columns ask for it): its 16-byte chunks are permuted
+// A matrix of kCols columns in shared memory: blocks of 8 rows by kBlockCols columns,
+// [rows / 8][kBlocks][8][kBlockCols]. A row of a block is one swizzle wide (128 bytes, or 64 where the columns ask for it): its 16-byte chunks are permuted
 // by the row. Matrices start at multiples of 1024 bytes.
 template <int kCols>
 struct SwizzledMatrix {
@@ -97,51 +97,51 @@ struct Wgmma;
 #define MSGL_TILES_4(n) MSGL_TILE(n), MSGL_TILE(n + 1), MSGL_TILE(n + 2), MSGL_TILE(n + 3)
 #define MSGL_TILES_8(n) MSGL_TILES_4(n), MSGL_TILES_4(n + 4)
 #define MSGL_TILES_16(n) MSGL_TILES_8(n), MSGL_TILES_8(n + 8)
-#define MSGL_NAMES_32                                                                                              \
-    "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,"   \
+#define MSGL_NAMES_32                                                                                                  \
+    "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,"       \
     "%29,%30,%31"
 #define MSGL_NAMES_48 MSGL_NAMES_32 ",%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47"
-#define MSGL_NAMES_64                                                                                              \
+#define MSGL_NAMES_64                                                                                                  \
     MSGL_NAMES_48 ",%48,%49,%50,%51,%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63"
-#define MSGL_NAMES_112                                                                                             \
-    MSGL_NAMES_64                                                                                                  \
-    ",%64,%65,%66,%67,%68,%69,%70,%71,%72,%73,%74,%75,%76,%77,%78,%79,%80,%81,%82,%83,%84,%85,%86,%87,%88,%89,"    \
+#define MSGL_NAMES_112                                                                                                 \
+    MSGL_NAMES_64                                                                                                      \
+    ",%64,%65,%66,%67,%68,%69,%70,%71,%72,%73,%74,%75,%76,%77,%78,%79,%80,%81,%82,%83,%84,%85,%86,%87,%88,%89,"        \
     "%90,%91,%92,%93,%94,%95,%96,%97,%98,%99,%100,%101,%102,%103,%104,%105,%106,%107,%108,%109,%110,%111"
-#define MSGL_NAMES_128                                                                                             \
+#define MSGL_NAMES_128                                                                                                 \
     MSGL_NAMES_112 ",%112,%113,%114,%115,%116,%117,%118,%119,%120,%121,%122,%123,%124,%125,%126,%127"
 
 // The operands after the accumulators are numbered by hand: r0.. are those behind the last of them.
-#define MSGL_WGMMA_SHARED(ptx_type, columns, tiles, names, r0, r1, r2, ...)                                        \
-    /* A and B as rows along k. */                                                                                 \
-    __device__ static __forceinline__ void shared_a(float (&d)[tiles][4], uint64_t a, uint64_t b, int add) {       \
-        asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %" r2 ", 0;\n"                                              \
-                     "wgmma.mma_async.sync.aligned.m64n" columns "k16.f32." ptx_type "." ptx_type " {" names       \
-                     "}, %" r0 ", %" r1 ", p, 1, 1, 0, 0;\n}\n"                                                    \
-                     : __VA_ARGS__                                                                                 \
-                     : "l"(a), "l"(b), "r"(add));                                                                  \
+#define MSGL_WGMMA_SHARED(ptx_type, columns, tiles, names, r0, r1, r2, ...)                                            \
+    /* A and B as rows along k. */                                                                                     \
+    __device__ static __forceinline__ void shared_a(float (&d)[tiles][4], uint64_t a, uint64_t b, int add) {           \
+        asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %" r2 ", 0;\n"                                                  \
+                     "wgmma.mma_async.sync.aligned.m64n" columns "k16.f32." ptx_type "." ptx_type " {" names           \
+                     "}, %" r0 ", %" r1 ", p, 1, 1, 0, 0;\n}\n"                                                        \
+                     : __VA_ARGS__                                                                                     \
+                     : "l"(a), "l"(b), "r"(add));                                                                      \
     }
 
-#define MSGL_WGMMA(type, ptx_type, columns, tiles, names, outputs, r0, r1, r2, r3, r4, r5)                         \
-    template <>                                                                                                    \
-    struct Wgmma<type, tiles> {                                                                                    \
-        MSGL_WGMMA_SHARED(ptx_type, columns, tiles, names, r0, r1, r2, outputs)                                    \
-        /* A from registers, B as rows along n. */                                                                 \
-        __device__ static __forceinline__ void register_a(float (&d)[tiles][4], const uint32_t (&a)[4],            \
-                                                          uint64_t b, int add) {                                   \
-            asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %" r5 ", 0;\n"                                          \
-                         "wgmma.mma_async.sync.aligned.m64n" columns "k16.f32." ptx_type "." ptx_type " {" names   \
-                         "}, {%" r0 ", %" r1 ", %" r2 ", %" r3 "}, %" r4 ", p, 1, 1, 1;\n}\n"                      \
-                         : outputs                                                                                 \
-                         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(add));                          \
-        }                                                                                                          \
+#define MSGL_WGMMA(type, ptx_type, columns, tiles, names, outputs, r0, r1, r2, r3, r4, r5)                             \
+    template <>                                                                                                        \
+    struct Wgmma<type, tiles> {                                                                                        \
+        MSGL_WGMMA_SHARED(ptx_type, columns, tiles, names, r0, r1, r2, outputs)                                        \
+        /* A from registers, B as rows along n. */                                                                     \
+        __device__ static __forceinline__ void register_a(float (&d)[tiles][4], const uint32_t (&a)[4],                \
+                                                          uint64_t b, int add) {                                       \
+            asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %" r5 ", 0;\n"                                              \
+                         "wgmma.mma_async.sync.aligned.m64n" columns "k16.f32." ptx_type "." ptx_type " {" names       \
+                         "}, {%" r0 ", %" r1 ", %" r2 ", %" r3 "}, %" r4 ", p, 1, 1, 1;\n}\n"                          \
+                         : outputs                                                                                     \
+                         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(add));                              \
+        }                                                                                                              \
     };
 
-#define MSGL_WGMMA_SIZES(type, ptx_type)                                                                           \
-    MSGL_WGMMA(type, ptx_type, "64", 8, MSGL_NAMES_32, MSGL_TILES_8(0), "32", "33", "34", "35", "36", "37")        \
-    MSGL_WGMMA(type, ptx_type, "96", 12, MSGL_NAMES_48, MSGL_TILES_8(0) COMMA MSGL_TILES_4(8), "48", "49", "50",   \
-               "51", "52", "53")                                                                                   \
-    MSGL_WGMMA(type, ptx_type, "128", 16, MSGL_NAMES_64, MSGL_TILES_16(0), "64", "65", "66", "67", "68", "69")     \
-    MSGL_WGMMA(type, ptx_type, "256", 32, MSGL_NAMES_128, MSGL_TILES_16(0) COMMA MSGL_TILES_16(16), "128", "129",  \
+#define MSGL_WGMMA_SIZES(type, ptx_type)                                                                               \
+    MSGL_WGMMA(type, ptx_type, "64", 8, MSGL_NAMES_32, MSGL_TILES_8(0), "32", "33", "34", "35", "36", "37")            \
+    MSGL_WGMMA(type, ptx_type, "96", 12, MSGL_NAMES_48, MSGL_TILES_8(0) COMMA MSGL_TILES_4(8), "48", "49", "50",       \
+               "51", "52", "53")                                                                                       \
+    MSGL_WGMMA(type, ptx_type, "128", 16, MSGL_NAMES_64, MSGL_TILES_16(0), "64", "65", "66", "67", "68", "69")         \
+    MSGL_WGMMA(type, ptx_type, "256", 32, MSGL_NAMES_128, MSGL_TILES_16(0) COMMA MSGL_TILES_16(16), "128", "129",      \
                "130", "131", "132", "133")
 
 #define COMMA ,
@@ -150,9 +150,9 @@ MSGL_WGMMA_SIZES(__half, "f16")
 
 // Other numbers of columns: A and B as rows along k.
 #define MSGL_WGMMA_ALONG_K(type, ptx_type, columns, tiles, names, outputs, r0, r1, r2)                                 \
-    template <>                                                                                                    \
-    struct Wgmma<type, tiles> {                                                                                    \
-        MSGL_WGMMA_SHARED(ptx_type, columns, tiles, names, r0, r1, r2, outputs)                                    \
+    template <>                                                                                                        \
+    struct Wgmma<type, tiles> {                                                                                        \
+        MSGL_WGMMA_SHARED(ptx_type, columns, tiles, names, r0, r1, r2, outputs)                                        \
     };
 
 #define MSGL_NAMES_4 "%0,%1,%2,%3"
@@ -164,11 +164,11 @@ MSGL_WGMMA_SIZES(__half, "f16")
     MSGL_WGMMA_ALONG_K(type, ptx_type, "8", 1, MSGL_NAMES_4, MSGL_TILE(0), "4", "5", "6")                              \
     MSGL_WGMMA_ALONG_K(type, ptx_type, "16", 2, MSGL_NAMES_8, MSGL_TILE(0) COMMA MSGL_TILE(1), "8", "9", "10")         \
     MSGL_WGMMA_ALONG_K(type, ptx_type, "24", 3, MSGL_NAMES_12, MSGL_TILE(0) COMMA MSGL_TILE(1) COMMA MSGL_TILE(2),     \
-                   "12", "13", "14")                                                                               \
+                   "12", "13", "14")                                                                                   \
     MSGL_WGMMA_ALONG_K(type, ptx_type, "32", 4, MSGL_NAMES_16, MSGL_TILES_4(0), "16", "17", "18")                      \
     MSGL_WGMMA_ALONG_K(type, ptx_type, "48", 6, MSGL_NAMES_24, MSGL_TILES_4(0) COMMA MSGL_TILE(4) COMMA MSGL_TILE(5),  \
-                   "24", "25", "26")                                                                               \
-    MSGL_WGMMA_ALONG_K(type, ptx_type, "224", 28, MSGL_NAMES_112,                                                  \
+                   "24", "25", "26")                                                                                   \
+    MSGL_WGMMA_ALONG_K(type, ptx_type, "224", 28, MSGL_NAMES_112,                                                      \
                        MSGL_TILES_16(0) COMMA MSGL_TILES_8(16) COMMA MSGL_TILES_4(24), "112", "113", "114")
 
 MSGL_WGMMA_ALONG_K_SIZES(__nv_bfloat16, "bf16")

@@ -30,12 +30,9 @@ int launch_cluster_tiles(const msgl_skinny_params &p, const ClusterShape &s, cud
   return launch_status();
 }
 
-// Whether this program has the kernel's code for sm_90a on the current device. Compiled for anything else the kernel
-// is an empty stub, which shows in its registers.
 template <typename T>
 bool has_cluster() {
-  cudaFuncAttributes attributes;
-  return cudaFuncGetAttributes(&attributes, cluster_kernel<T, 1, 1>) == cudaSuccess && attributes.numRegs > 32;
+  return has_code(cluster_kernel<T, 1, 1>);
 }
 
 template <typename T, int kRowTiles>
