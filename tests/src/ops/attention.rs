@@ -160,6 +160,9 @@ impl Case {
         let (k, k_bytes) = Guarded::new(backend, dtype, scene.num_slots(), kv_cols, &k)?.split();
         let (v, v_bytes) = Guarded::new(backend, dtype, scene.num_slots(), kv_cols, &v)?.split();
         let mut kv = [KvLayer { k, v, page_size }];
+        // Layers share a plan: what a launch with other queries leaves in it must not show.
+        let others: Vec<_> = qkv.iter().map(|x| 1.0 - x).collect();
+        let others = Guarded::new(backend, dtype, tokens + 2, cols, &others)?;
         let mut qkv = Guarded::new(backend, dtype, tokens + 2, cols, &qkv)?;
         let mut state = scene.device_state(backend, 10)?;
         let mut inputs = scene.device_inputs::<B>(backend)?;
@@ -168,6 +171,8 @@ impl Case {
         backend.plan_attention(&mut plan, &inputs, &spec)?;
         let [kv] = kv;
         let mut outs = Vec::new();
+        let mut unused = Guarded::poisoned(backend, dtype, tokens + 2, q_cols)?;
+        backend.attention(&mut unused.tensor, &others.tensor, &kv, &inputs, &state, &plan, &spec)?;
         for _ in 0..2 {
             let mut out = Guarded::poisoned(backend, dtype, tokens + 2, q_cols)?;
             backend.attention(&mut out.tensor, &qkv.tensor, &kv, &inputs, &state, &plan, &spec)?;
