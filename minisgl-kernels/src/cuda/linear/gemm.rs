@@ -126,10 +126,24 @@ mod tests {
     use super::*;
     use crate::DType;
 
-    fn pays_on_h200(rows: usize, n: usize, k: usize, is_gated: bool) -> bool {
+    fn shape(rows: usize, n: usize, k: usize) -> Shape {
         let (dtype, out_dtype) = (DType::BF16, DType::BF16);
-        let shape = Shape { rows, n, k, dtype, out_dtype, has_bias: false, adds: false };
+        Shape { rows, n, k, dtype, out_dtype, has_bias: false, adds: false }
+    }
+
+    fn pays_on_h200(rows: usize, n: usize, k: usize, is_gated: bool) -> bool {
+        let shape = shape(rows, n, k);
         pays(shape, &Tiles::choose(shape, 132), is_gated)
+    }
+
+    #[test]
+    fn the_narrow_tile_is_taken_where_its_rounds_are_shorter() {
+        let cols = |rows, n, k| Tiles::choose(shape(rows, n, k), 132).cols;
+        // Two rounds of either; one of wide tiles and two of narrow ones.
+        assert_eq!(cols(256, 28672, 4096), NARROW_TILE_COLS);
+        assert_eq!(cols(256, 16384, 2048), WIDE_TILE_COLS);
+        assert_eq!(cols(256, 28672, NARROW_MIN_K), NARROW_TILE_COLS);
+        assert_eq!(cols(256, 28672, NARROW_MIN_K - 1), WIDE_TILE_COLS);
     }
 
     #[test]
