@@ -11,7 +11,12 @@
 # Logs and tables go to RESULTS (default: results, beside this script).
 set -uo pipefail
 case ${1:-} in
-    test | bench | sanitize | profile | trace | kernels) ;;
+    test) run=run_tests ;;
+    bench) run=run_bench ;;
+    sanitize) run=run_sanitizers ;;
+    profile) run=run_profile ;;
+    trace) run=run_trace ;;
+    kernels) run=run_kernels ;;
     *)
         sed -n 's/^#   run/run/p' "$0" >&2
         exit 2
@@ -208,11 +213,4 @@ run_kernels() {
 
 machine
 : >"$results/sums"
-case ${1:-} in
-    test) run_tests ;;
-    bench) run_bench "${@:2}" ;;
-    sanitize) run_sanitizers "${@:2}" ;;
-    profile) run_profile "${@:2}" ;;
-    trace) run_trace "${@:2}" ;;
-    kernels) run_kernels "${@:2}" ;;
-esac
+"$run" "${@:2}"

@@ -4,15 +4,21 @@
 
 namespace msgl {
 
+// What the runtime says of the current device; `value` stays as it is where it says nothing.
+inline cudaError_t device_attribute(cudaDeviceAttr attribute, int *value) {
+  int device = 0;
+  const cudaError_t status = cudaGetDevice(&device);
+  return status == cudaSuccess ? cudaDeviceGetAttribute(value, attribute, device) : status;
+}
+
 inline bool has_overlapped_launches() {
-  int device = 0, major = 0;
-  cudaGetDevice(&device);
-  cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
+  int major = 0;
+  device_attribute(cudaDevAttrComputeCapabilityMajor, &major);
   return major >= 9;
 }
 
-// Whether this program has a kernel's code for sm_90a on the current device. Compiled for anything else such a kernel is an
-// empty stub, which shows in its registers.
+// Whether this program has a kernel's code for sm_90a on the current device. Compiled for anything else such a kernel is
+// an empty stub, which shows in its registers.
 template <typename... Params>
 bool has_code(void (*kernel)(Params...)) {
   cudaFuncAttributes attributes;

@@ -44,9 +44,8 @@ struct Chunks {
     const uint32_t strides = ceil_div(vocab, kMaxChunks * kScanStride);
     tokens = (strides > 2 ? strides : 2) * kScanStride;
     count = ceil_div(vocab, tokens);
-    int device = 0, num_sms = 1;
-    cudaGetDevice(&device);
-    cudaDeviceGetAttribute(&num_sms, cudaDevAttrMultiProcessorCount, device);
+    int num_sms = 1;
+    device_attribute(cudaDevAttrMultiProcessorCount, &num_sms);
     const uint32_t blocks_of_row = kScanBlocks * static_cast<uint32_t>(num_sms) / num_rows;
     of_block = ceil_div(count, blocks_of_row > 1 ? blocks_of_row : 1);
   }

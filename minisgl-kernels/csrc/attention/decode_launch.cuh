@@ -69,7 +69,8 @@ int launch_decode_head(const msgl_attention_params& params, cudaStream_t stream)
     DecodeMaps maps = {};
     if constexpr (has_block_rows(kHeadDim)) {
         // Clusters have short jobs, and would leave no room for a second CTA.
-        if (params.page_size >= kMinBlockPage && params.sizes.cluster_ctas <= 1 && has_code(decode_kernel<T, kHeadDim, true>)) {
+        if (params.page_size >= kMinBlockPage && params.sizes.cluster_ctas <= 1 &&
+            has_code(decode_kernel<T, kHeadDim, true>)) {
             const EncodeTiled encode = encode_tiled();
             if (encode == nullptr || !encode_decode_map<T, kHeadDim>(encode, &maps.k, params, params.k) ||
                 !encode_decode_map<T, kHeadDim>(encode, &maps.v, params, params.v)) {

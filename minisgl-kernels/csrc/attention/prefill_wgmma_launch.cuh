@@ -23,9 +23,8 @@ bool encode_kv_map(EncodeTiled encode, CUtensorMap* map, const msgl_attention_pa
 template <typename Shape, template <typename> class Fetch>
 int launch_prefill_wgmma(const msgl_attention_params& params, const KvMaps& maps, cudaStream_t stream) {
     const auto kernel = prefill_wgmma_kernel<Shape, Fetch>;
-    int device = 0, num_sms = 0;
-    cudaError_t status = cudaGetDevice(&device);
-    if (status == cudaSuccess) status = cudaDeviceGetAttribute(&num_sms, cudaDevAttrMultiProcessorCount, device);
+    int num_sms = 0;
+    cudaError_t status = device_attribute(cudaDevAttrMultiProcessorCount, &num_sms);
     if (status == cudaSuccess) {
         status = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, Shape::kSharedBytes);
     }

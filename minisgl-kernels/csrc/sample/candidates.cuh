@@ -79,9 +79,7 @@ __device__ Split split_row(const Row<T> &row, const msgl_sample_spec &spec, cons
   each_group<kFinishAhead>(row, 0, row.vocab, [&](uint32_t first, const auto &group) {
     float x[kGroup];
     row.values(group, x);
-    float top = x[0];
-#pragma unroll
-    for (uint32_t e = 1; e < kGroup; e++) top = fmaxf(top, x[e]);
+    const float top = Logits{x}.top<0, kGroup>();
     if (!__any_sync(~0u, band.distance(top) <= band.far)) return;
     uint32_t inside = 0, above = 0;  // a bit for each token of the group
 #pragma unroll

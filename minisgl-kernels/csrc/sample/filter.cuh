@@ -39,9 +39,7 @@ __device__ void measure(const Tokens &row, const uint32_t (&pivots)[kPivots], bo
   each_group<kFinishAhead>(row, 0, row.vocab, [&](uint32_t, const auto &group) {
     float x[kGroup];
     row.values(group, x);
-    float top = x[0];
-#pragma unroll
-    for (uint32_t e = 1; e < kGroup; e++) top = fmaxf(top, x[e]);
+    const float top = Logits{x}.top<0, kGroup>();
     if (float_key(top) < pivots[0]) return;
 #pragma unroll
     for (uint32_t e = 0; e < kGroup; e++) {
