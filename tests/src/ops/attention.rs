@@ -72,6 +72,9 @@ fn check<B: Backend>(backend: &mut B, config: &CheckConfig) -> Result<(), String
     property(backend, config, strategy(trtllm), |backend, config, case| {
         unless_odd_head(check_case(backend, config, case), case.head_dim)
     })?;
+    fixed(backend, "more sequences than a kernel plans at a time", |backend| {
+        check_case(backend, config, &Case::of_many_sequences())
+    })?;
     if trtllm {
         fixed(backend, "a page that trtllm does not take", check_trtllm_refusal)?;
     }
@@ -97,6 +100,23 @@ struct SeqData {
 }
 
 impl Case {
+    /// The plan's kernel has a thread for each sequence, 1,024 at a time.
+    fn of_many_sequences() -> Self {
+        Self {
+            dtype: DType::BF16,
+            num_kv_heads: 1,
+            group: 2,
+            head_dim: 64,
+            window: None,
+            page_size: 16,
+            other_page_size: 32,
+            seqs: (0..1100).map(|i| SeqShape { q_len: 1, past: i % 37 }).collect(),
+            padding: 1,
+            sharpness: 1.0,
+            seed: 1,
+        }
+    }
+
     fn spec(&self, page_size: usize) -> AttnSpec {
         AttnSpec {
             num_heads: self.num_kv_heads * self.group,
